@@ -1,0 +1,42 @@
+# Every command makes the environment first if it is missing; nothing else has to be typed.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test lint typecheck format check clean
+
+help:  ## what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+$(READY): setup.cfg pyproject.toml constraints.txt
+	@echo "Making the environment in $(VENV) (a few minutes, once)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+demo: $(READY)  ## train MoLE on real series, backtest it against baselines, plot its forecasts
+	$(BIN)/python -m moecast.evaluation.demo
+
+test: $(READY)  ## the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## style and format, nothing changed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# setup.cfg maps forecasters/ to moecast.forecasters and so on; mypy follows paths, so it is given the same shape.
+typecheck: $(READY)  ## static types
+	rm -rf .typecheck && mkdir -p .typecheck/moecast
+	for package in backends distributions evaluation forecasters; do ln -s ../../$$package .typecheck/moecast/$$package; done
+	cd .typecheck && ../$(BIN)/mypy --config-file ../setup.cfg -p moecast
+
+format: $(READY)  ## rewrite the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+check: lint typecheck test  ## all that CI runs
+
+clean:  ## remove the environment and everything made
+	rm -rf $(VENV) .typecheck build dist *.egg-info
