@@ -1,0 +1,14 @@
+"""Distribution heads: from a network's outputs to parameters, a loss, quantiles and forecasts."""
+
+from .names import HEADS, resolve_head
+from .parameters import ParameterHead, scales_parameters, scaling_for
+from .point import PointOutput
+
+__all__ = [
+    "HEADS",
+    "ParameterHead",
+    "PointOutput",
+    "resolve_head",
+    "scales_parameters",
+    "scaling_for",
+]

@@ -1,0 +1,17 @@
+"""The mixture-of-experts core that all models share: routers, expert banks, balance."""
+
+from .balance import ExpertUsage, balance_loss, total_balance_loss
+from .experts import LinearExperts, ResidualMLPExperts
+from .routers import MLPRouter, Router, Routing, check_routing
+
+__all__ = [
+    "ExpertUsage",
+    "LinearExperts",
+    "MLPRouter",
+    "ResidualMLPExperts",
+    "Router",
+    "Routing",
+    "balance_loss",
+    "check_routing",
+    "total_balance_loss",
+]

@@ -1,0 +1,69 @@
+"""From what a network puts out to a head's parameters."""
+
+from typing import Optional, Tuple
+
+from gluonts.torch.distributions import Output
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+_PROJECTED_FEATURES = 16
+
+
+class ParameterHead(nn.Module):
+    """Turns the last dimension of a network's output into a head's parameters.
+
+    A head that only needs numbers for its parameters takes them as they come, so that experts
+    can be mixed before the domain map. A head with a projection network of its own (implicit
+    quantiles) gets features instead.
+
+    Parameters
+    ----------
+    distr_output
+        The head.
+
+    Attributes
+    ----------
+    in_features
+        Size of the last dimension that the network must deliver.
+    """
+
+    def __init__(self, distr_output: Output) -> None:
+        super().__init__()
+        self.distr_output = distr_output
+        self.projection: Optional[nn.Module] = None
+        if type(distr_output).get_args_proj is not Output.get_args_proj:
+            self.in_features = _PROJECTED_FEATURES
+            self.projection = distr_output.get_args_proj(self.in_features)
+        else:
+            self.in_features = sum(distr_output.args_dim.values())
+
+    def forward(self, raw: Tensor) -> Tuple[Tensor, ...]:
+        """Parameters for ``[…, in_features]``, each ``[…]`` or ``[…, size]``."""
+        if self.projection is not None:
+            return self.projection(raw)
+        sizes = list(self.distr_output.args_dim.values())
+        return self.distr_output.domain_map(*raw.split(sizes, dim=-1))
+
+
+def scaling_for(distr_output: Output) -> str:
+    """The window scaling that a head's support allows.
+
+    Returns
+    -------
+    str
+        ``"std"`` where any real number may come, ``"mean"`` (no shift) where only non-negative
+        numbers or counts may, ``"none"`` where the support is bounded.
+    """
+    distr_cls = getattr(distr_output, "distr_cls", None)
+    support = getattr(distr_cls, "support", constraints.real)
+    if support in (constraints.nonnegative_integer, constraints.nonnegative, constraints.positive):
+        return "mean"
+    if support is constraints.unit_interval:
+        return "none"
+    return "std"
+
+
+def scales_parameters(distr_output: Output) -> bool:
+    """Whether a head's scale acts on its parameters instead of its values, as with counts."""
+    distr_cls = getattr(distr_output, "distr_cls", None)
+    return getattr(distr_cls, "support", None) is constraints.nonnegative_integer

@@ -1,0 +1,65 @@
+"""Conformal calibration of quantile levels on held-out windows."""
+
+from typing import Any, Dict, List, Tuple
+
+import numpy as np
+
+_LARGEST_COVERAGE = 0.998
+
+
+class Calibration:
+    """Reads a quantile at the level that held-out windows say it belongs to.
+
+    Split conformal prediction with the distance of the probability integral transform from the
+    median as score (Chernozhukov et al. 2021): the central interval that covered a share c of the
+    held-out values becomes the interval of nominal coverage c. The median stays where it is, and
+    quantiles stay in order and within the head's support, because only levels change.
+
+    Parameters
+    ----------
+    nominal, model
+        Central coverages, ascending: what is asked for, and the model's own that delivers it.
+    """
+
+    def __init__(self, nominal: List[float], model: List[float]) -> None:
+        self.nominal = list(nominal)
+        self.model = list(model)
+
+    def __getnewargs_ex__(self) -> Tuple[Tuple[()], Dict[str, Any]]:
+        return (), {"nominal": self.nominal, "model": self.model}
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Calibration)
+            and self.nominal == other.nominal
+            and self.model == other.model
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @classmethod
+    def fit(cls, transforms: np.ndarray, num_knots: int = 39) -> "Calibration":
+        """Fit on probability integral transforms of held-out values.
+
+        Parameters
+        ----------
+        transforms
+            ``[value]``: the predictive cdf at each held-out value.
+        num_knots
+            Coverages between which the map is linear.
+        """
+        scores = np.abs(2.0 * np.asarray(transforms, dtype=np.float64) - 1.0)
+        nominal = np.linspace(0.0, 1.0, num_knots + 2)[1:-1]
+        count = len(scores)
+        levels = np.minimum(np.ceil((count + 1) * nominal) / count, 1.0)
+        model = np.minimum(np.quantile(scores, levels, method="higher"), _LARGEST_COVERAGE)
+        return cls(nominal.tolist(), np.maximum.accumulate(model).tolist())
+
+    def of(self, levels: np.ndarray) -> np.ndarray:
+        """The model's levels for nominal levels in (0, 1), any shape."""
+        centred = 2.0 * np.asarray(levels, dtype=np.float64) - 1.0
+        coverage = np.interp(np.abs(centred), [0.0, *self.nominal, 1.0], [0.0, *self.model, 1.0])
+        return 0.5 + 0.5 * np.sign(centred) * coverage
+
+    def __call__(self, level: float) -> float:
+        return float(self.of(np.array(level)))

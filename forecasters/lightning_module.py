@@ -1,0 +1,178 @@
+"""One training step for all models, and what it takes to resume one."""
+
+import dataclasses
+import math
+from typing import Any, Callable, Dict, Mapping, Optional
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from .fields import FrozenSettings
+from .moe import total_balance_loss
+from .network import ForecastNetwork
+from .windows import TrainingWindows
+
+LR_SCHEDULES = ("one_cycle", "constant", "halving")
+
+_WARM_UP = 0.3
+_INITIAL_FACTOR = 1 / 25
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig(FrozenSettings):
+    """How the weights are updated; :class:`MoEEstimator` describes each setting.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range or the schedule unknown.
+    """
+
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    lr_schedule: str = "one_cycle"
+    aux_weight: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ValueError(f"lr={self.lr} must be positive")
+        for name in ("weight_decay", "aux_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        if self.lr_schedule not in LR_SCHEDULES:
+            raise ValueError(
+                f"lr_schedule={self.lr_schedule!r} is unknown: "
+                f"choose one of {', '.join(LR_SCHEDULES)}"
+            )
+
+
+class ForecastModule(pl.LightningModule):
+    """Trains a network: the head's loss, plus ``aux_weight`` times the balance loss.
+
+    ``train_loss`` and ``val_loss`` are the head's loss alone, because checkpoints are chosen by
+    them; the balance loss is logged as ``balance_loss``.
+
+    Parameters
+    ----------
+    network
+        What is trained.
+    optimizer_config
+        How.
+    """
+
+    def __init__(self, network: ForecastNetwork, optimizer_config: OptimizerConfig) -> None:
+        super().__init__()
+        self.network = network
+        self.optimizer_config = optimizer_config
+
+    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+        output = self.network.outputs(batch, self._draw_patch_size())
+        loss = self.network.loss(
+            output, batch["future_target"], batch["future_observed_values"]
+        ).mean()
+        self.log("train_loss", loss, on_epoch=True, on_step=False, prog_bar=True)
+        if not any(routing.is_sparse for routing in output.routings.values()):
+            return loss
+        balance = total_balance_loss(output.routings)
+        self.log("balance_loss", balance, on_epoch=True, on_step=False)
+        return loss + self.optimizer_config.aux_weight * balance
+
+    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+        """Mean loss over the patch sizes, so that it does not depend on a draw."""
+        losses = [
+            self.network.loss(
+                self.network.outputs(batch, patch_size),
+                batch["future_target"],
+                batch["future_observed_values"],
+            ).mean()
+            for patch_size in self.network.patch_sizes
+        ]
+        loss = torch.stack(losses).mean()
+        size = len(batch["future_target"])
+        self.log("val_loss", loss, on_epoch=True, on_step=False, prog_bar=True, batch_size=size)
+        return loss
+
+    def _draw_patch_size(self) -> int:
+        sizes = self.network.patch_sizes
+        return sizes[0] if len(sizes) == 1 else sizes[int(torch.randint(len(sizes), ()))]
+
+    def on_train_epoch_end(self) -> None:
+        loss = self.trainer.callback_metrics.get("train_loss")
+        if loss is not None and not torch.isfinite(loss):
+            raise RuntimeError(
+                f"train_loss became {loss.item()} in epoch {self.current_epoch}: "
+                f"lower lr={self.optimizer_config.lr} or set gradient_clip_val in trainer_kwargs"
+            )
+
+    def configure_optimizers(self) -> Dict[str, Any]:
+        config = self.optimizer_config
+        optimizer = torch.optim.AdamW(
+            (parameter for parameter in self.network.parameters() if parameter.requires_grad),
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            # Lightning cannot clip gradients for a fused optimiser under a gradient scaler.
+            fused=self.trainer.scaler is None,
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor())
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def _lr_factor(self) -> Callable[[int], float]:
+        schedule = self.optimizer_config.lr_schedule
+        if schedule == "constant":
+            return lambda step: 1.0
+        batches = self.trainer.num_training_batches
+        if schedule == "halving":
+            return lambda step: 0.5 ** (step // batches)
+        total = self.trainer.estimated_stepping_batches
+        if math.isinf(total):
+            raise ValueError(
+                "lr_schedule='one_cycle' must know when training ends: set max_epochs or max_steps "
+                "in trainer_kwargs, or use lr_schedule='constant'"
+            )
+        return lambda step: one_cycle_factor(step / max(total, 1))
+
+
+def one_cycle_factor(progress: float) -> float:
+    """Factor on the learning rate after this share of all steps.
+
+    A cosine up over the first 30%, from 1/25, and a cosine down to 0 over the rest (the shape of
+    Smith & Topin 2018, as torch's ``OneCycleLR`` has it). Unlike that class it depends on no
+    state, so that a resumed training may end later than was planned.
+    """
+    progress = min(progress, 1.0)
+    if progress < _WARM_UP:
+        rise = 0.5 - 0.5 * math.cos(math.pi * progress / _WARM_UP)
+        return _INITIAL_FACTOR + (1.0 - _INITIAL_FACTOR) * rise
+    return 0.5 + 0.5 * math.cos(math.pi * (progress - _WARM_UP) / (1.0 - _WARM_UP))
+
+
+class ResumableRandomness(pl.Callback):
+    """Keeps in each checkpoint what the next epoch's randomness depends on.
+
+    Training that is killed and resumed then draws the windows, patch sizes and dropout masks
+    that it would have drawn without the interruption (on CPU; CUDA's generators are not kept).
+
+    Parameters
+    ----------
+    windows
+        The training windows, whose seed is kept.
+    """
+
+    def __init__(self, windows: TrainingWindows) -> None:
+        self.windows = windows
+        self._to_restore: Optional[Tensor] = None
+
+    def state_dict(self) -> Dict[str, Any]:
+        return {"seed": self.windows.seed, "torch": torch.get_rng_state()}
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        self.windows.seed = state_dict["seed"]
+        self._to_restore = state_dict["torch"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._to_restore is not None:
+            torch.set_rng_state(self._to_restore.cpu())

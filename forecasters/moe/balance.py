@@ -1,0 +1,70 @@
+"""Balance losses and expert usage: pure functions of what the routers decided."""
+
+from typing import Dict, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .routers import Routing
+
+
+def balance_loss(routing: Routing) -> Tensor:
+    """Load-balancing loss ``E · Σₑ fₑ · pₑ`` (Fedus et al. 2022, equation 4).
+
+    ``fₑ`` is the share of choices that fell on expert e and ``pₑ`` its mean score. The loss is 1
+    under uniform routing and E when one expert takes everything. Gradients flow through ``pₑ``.
+
+    Returns
+    -------
+    Tensor
+        A scalar.
+    """
+    num_experts = routing.num_experts
+    choices = torch.bincount(routing.ids_TK.flatten(), minlength=num_experts)
+    share_E = choices.to(routing.scores_TE.dtype) / routing.ids_TK.numel()
+    mean_score_E = routing.scores_TE.flatten(0, -2).mean(dim=0)
+    return num_experts * (share_E * mean_score_E).sum()
+
+
+def total_balance_loss(routings: Mapping[str, Routing]) -> Tensor:
+    """Sum of :func:`balance_loss` over the sparse routers; 0 where all mixtures are dense."""
+    sparse = [balance_loss(routing) for routing in routings.values() if routing.is_sparse]
+    return torch.stack(sparse).sum() if sparse else torch.zeros(())
+
+
+class ExpertUsage:
+    """How much each expert of each router was used, summed over the batches it was shown.
+
+    Examples
+    --------
+    >>> usage = ExpertUsage()
+    >>> usage.update({"router": routing})  # doctest: +SKIP
+    >>> usage.weight_share["router"]  # doctest: +SKIP
+    array([0.7, 0.3])
+    """
+
+    def __init__(self) -> None:
+        self._weight: Dict[str, Tensor] = {}
+        self._chosen: Dict[str, Tensor] = {}
+        self._tokens: Dict[str, int] = {}
+
+    def update(self, routings: Mapping[str, Routing]) -> None:
+        """Add one batch of every router's decisions."""
+        for name, routing in routings.items():
+            weights_TE = routing.dense_weights().detach().flatten(0, -2)
+            weight_E = weights_TE.sum(dim=0).double().cpu()
+            chosen_E = torch.bincount(routing.ids_TK.flatten(), minlength=routing.num_experts).cpu()
+            self._weight[name] = self._weight.get(name, 0) + weight_E
+            self._chosen[name] = self._chosen.get(name, 0) + chosen_E
+            self._tokens[name] = self._tokens.get(name, 0) + len(weights_TE)
+
+    @property
+    def weight_share(self) -> Dict[str, np.ndarray]:
+        """Mean mixture weight of each expert ``[E]``, by router; each sums to 1."""
+        return {name: (w / self._tokens[name]).numpy() for name, w in self._weight.items()}
+
+    @property
+    def chosen_share(self) -> Dict[str, np.ndarray]:
+        """Share of tokens that chose each expert ``[E]``, by router; each sums to top_k."""
+        return {name: (c / self._tokens[name]).numpy() for name, c in self._chosen.items()}

@@ -1,0 +1,88 @@
+"""Expert weights in stacked tensors, computed through a backend.
+
+Shape suffixes: E experts, T tokens, I and O input and output features of an expert. ``*`` is
+nothing, or a channel dimension where every channel has weights of its own.
+"""
+
+import math
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...backends import Backend, get_backend
+
+
+class LinearExperts(nn.Module):
+    """E linear maps in one ``[*, E, I, O]`` tensor.
+
+    Parameters
+    ----------
+    num_experts, in_features, out_features
+        E, I and O.
+    num_channels
+        ``None`` for weights shared by all channels, or the number of channels that each have
+        their own.
+    backend
+        Computes the products; see :func:`moecast.backends.get_backend`.
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        in_features: int,
+        out_features: int,
+        num_channels: Optional[int] = None,
+        backend: Optional[Backend] = None,
+    ) -> None:
+        super().__init__()
+        groups = () if num_channels is None else (num_channels,)
+        self.weight = nn.Parameter(torch.empty(*groups, num_experts, in_features, out_features))
+        self.bias = nn.Parameter(torch.empty(*groups, num_experts, out_features))
+        self.backend = backend or get_backend()
+        bound = 1.0 / math.sqrt(in_features)
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Every expert's output ``[*, E, T, O]`` for ``[*, T, I]`` or ``[*, E, T, I]``."""
+        return self.backend.expert_linear(x, self.weight, self.bias)
+
+    def mix(self, x: Tensor, weights_TE: Tensor) -> Tensor:
+        """The experts' outputs added up ``[*, T, O]`` with weights ``[*, T, E]``."""
+        return self.backend.mix_linear(x, self.weight, self.bias, weights_TE)
+
+
+class ResidualMLPExperts(nn.Module):
+    """E residual blocks ``x + W₂ dropout(ReLU(W₁ x))``.
+
+    Parameters
+    ----------
+    num_experts, features, hidden_features
+        E, I, and the width between the two layers.
+    dropout
+        Probability that a hidden unit is dropped in training.
+    num_channels, backend
+        As for :class:`LinearExperts`.
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        features: int,
+        hidden_features: int,
+        dropout: float = 0.0,
+        num_channels: Optional[int] = None,
+        backend: Optional[Backend] = None,
+    ) -> None:
+        super().__init__()
+        self.expand = LinearExperts(num_experts, features, hidden_features, num_channels, backend)
+        self.contract = LinearExperts(num_experts, hidden_features, features, num_channels, backend)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[*, E, T, I]`` for ``[*, T, I]`` or ``[*, E, T, I]``."""
+        hidden = F.dropout(F.relu(self.expand(x)), self.dropout, self.training)
+        change_ETI = self.contract(hidden)
+        return change_ETI + (x if x.dim() == change_ETI.dim() else x.unsqueeze(-3))

@@ -1,0 +1,170 @@
+"""Which experts see which token, and how much of each.
+
+Shape suffixes: T tokens, E experts, K experts chosen per token, F router features.
+"""
+
+from typing import NamedTuple, Optional
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...backends import Backend, get_backend
+
+
+class Routing(NamedTuple):
+    """One router's decision for a batch of tokens.
+
+    Attributes
+    ----------
+    weights_TK
+        Mixture weights of the chosen experts; each token's sum to 1.
+    ids_TK
+        Indices of the chosen experts.
+    scores_TE
+        Softmax over all experts, before any was left out.
+    """
+
+    weights_TK: Tensor
+    ids_TK: Tensor
+    scores_TE: Tensor
+
+    @property
+    def num_experts(self) -> int:
+        return self.scores_TE.shape[-1]
+
+    @property
+    def is_sparse(self) -> bool:
+        return self.ids_TK.shape[-1] < self.num_experts
+
+    def dense_weights(self) -> Tensor:
+        """Mixture weights of all experts ``[T, E]``; 0 for those not chosen."""
+        return torch.zeros_like(self.scores_TE).scatter(-1, self.ids_TK, self.weights_TK)
+
+
+class Router(nn.Module):
+    """Base of the routers: a subclass scores the experts, this class chooses among them.
+
+    Parameters
+    ----------
+    num_experts
+        Number of experts E.
+    top_k
+        Experts kept per token; ``None`` keeps all (a dense mixture).
+    head_dropout
+        Probability, in training, that an expert's logit is masked before the softmax
+        (Ni et al. 2024, section 4.4). A token never loses all its experts.
+    backend
+        Computes the choice; see :func:`moecast.backends.get_backend`.
+
+    Raises
+    ------
+    ValueError
+        If ``top_k`` is not between 1 and ``num_experts``, or ``head_dropout`` not in [0, 1).
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        top_k: Optional[int] = None,
+        head_dropout: float = 0.0,
+        backend: Optional[Backend] = None,
+    ) -> None:
+        super().__init__()
+        check_routing(num_experts, top_k, head_dropout)
+        self.num_experts = num_experts
+        self.top_k = top_k or num_experts
+        self.head_dropout = head_dropout
+        self.backend = backend or get_backend()
+
+    def logits(self, features_TF: Tensor) -> Tensor:
+        """Score of every expert ``[T, E]``, larger is better."""
+        raise NotImplementedError
+
+    def exploration(self, features_TF: Tensor, logits_TE: Tensor) -> Tensor:
+        """Logits that the choice is made on in training; by default the logits themselves."""
+        return logits_TE
+
+    def forward(self, features_TF: Tensor) -> Routing:
+        logits_TE = self.logits(features_TF)
+        scores_TE = logits_TE.softmax(dim=-1)
+        if self.training:
+            logits_TE = self._drop_heads(self.exploration(features_TF, logits_TE))
+        weights_TK, ids_TK = self.backend.route(logits_TE, self.top_k)
+        return Routing(weights_TK, ids_TK, scores_TE)
+
+    def _drop_heads(self, logits_TE: Tensor) -> Tensor:
+        if self.head_dropout == 0.0:
+            return logits_TE
+        dropped = torch.rand_like(logits_TE) < self.head_dropout
+        dropped &= ~dropped.all(dim=-1, keepdim=True)
+        return logits_TE.masked_fill(dropped, float("-inf"))
+
+
+class MLPRouter(Router):
+    """Two linear layers with a ReLU between them (Ni et al. 2024, section 3.2).
+
+    Parameters
+    ----------
+    in_features
+        Number of router features F.
+    hidden_features
+        Width of the hidden layer.
+    noisy
+        Add Gaussian noise of learned, per-token size to the logits in training
+        (Shazeer et al. 2017, equation 4).
+    num_channels
+        If given, the features are common to all channels ``[…, F]`` and every channel gets
+        logits of its own ``[…, C, E]``.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        num_experts: int,
+        top_k: Optional[int] = None,
+        noisy: bool = False,
+        head_dropout: float = 0.0,
+        num_channels: Optional[int] = None,
+        backend: Optional[Backend] = None,
+    ) -> None:
+        super().__init__(num_experts, top_k, head_dropout, backend)
+        self.num_channels = num_channels
+        num_logits = num_experts * (num_channels or 1)
+        self.hidden = nn.Linear(in_features, hidden_features)
+        self.output = nn.Linear(hidden_features, num_logits)
+        self.noise = nn.Linear(in_features, num_logits) if noisy else None
+
+    def logits(self, features_TF: Tensor) -> Tensor:
+        return self._by_channel(self.output(F.relu(self.hidden(features_TF))))
+
+    def exploration(self, features_TF: Tensor, logits_TE: Tensor) -> Tensor:
+        if self.noise is None:
+            return logits_TE
+        noise_TE = F.softplus(self._by_channel(self.noise(features_TF)))
+        return logits_TE + torch.randn_like(logits_TE) * noise_TE
+
+    def _by_channel(self, values: Tensor) -> Tensor:
+        if self.num_channels is None:
+            return values
+        return values.unflatten(-1, (self.num_channels, self.num_experts))
+
+
+def check_routing(num_experts: int, top_k: Optional[int], head_dropout: float) -> None:
+    """Refuse routing settings that cannot work.
+
+    Raises
+    ------
+    ValueError
+        See :class:`Router`.
+    """
+    if num_experts < 1:
+        raise ValueError(f"num_experts={num_experts} must be at least 1")
+    if top_k is not None and not 1 <= top_k <= num_experts:
+        raise ValueError(
+            f"top_k={top_k} must lie between 1 and num_experts={num_experts}; "
+            "leave it out to mix all experts"
+        )
+    if not 0.0 <= head_dropout < 1.0:
+        raise ValueError(f"head_dropout={head_dropout} must lie in [0, 1)")

@@ -1,0 +1,233 @@
+"""MoLE's network (Ni et al. 2024, arXiv 2312.06786), probabilistic and with patches.
+
+Shape suffixes: B series, C channels, L context, H horizon, P patch length (the phase within a
+patch), N patches of the context, M patches of the horizon, E experts, K raw head parameters.
+"""
+
+from typing import Dict, List, Mapping, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...backends import Backend, get_backend
+from ..fields import FEAT_DYNAMIC_REAL, PAST_FEAT_DYNAMIC_REAL
+from ..frequencies import time_features
+from ..moe import LinearExperts, MLPRouter, ResidualMLPExperts
+from ..network import ForecastNetwork, NetworkOutput
+from ..patching import fold
+from .config import MoLEConfig
+
+
+class PatchedExperts(nn.Module):
+    """Linear experts of one patch size, from scaled lookback to raw head parameters.
+
+    The lookback is folded into patches; experts act across patches, with weights shared along
+    the patch. With patches of one step they are the plain linear models.
+
+    Parameters
+    ----------
+    config
+        The network's settings.
+    patch_size
+        P.
+    num_parameters
+        Raw head parameters per step and channel, K.
+    backend
+        Computes the experts.
+    """
+
+    def __init__(
+        self, config: MoLEConfig, patch_size: int, num_parameters: int, backend: Backend
+    ) -> None:
+        super().__init__()
+        window = config.window
+        self.patch_size = patch_size
+        self.prediction_length = window.prediction_length
+        self.individual = config.individual
+        self.num_parameters = num_parameters
+        context_patches = -(-window.context_length // patch_size)
+        horizon_patches = -(-window.prediction_length // patch_size)
+        components = 2 if config.expert == "dlinear" else 1
+        covariates = window.num_feat_dynamic_real + window.num_past_feat_dynamic_real
+        in_features = context_patches * (components + covariates)
+        num_channels = window.target_dim if config.individual else None
+        self.residual: Optional[ResidualMLPExperts] = None
+        if config.expert == "rmlp":
+            self.residual = ResidualMLPExperts(
+                config.num_experts,
+                in_features,
+                config.hidden_dimension,
+                config.dropout,
+                num_channels,
+                backend,
+            )
+        self.linear = LinearExperts(
+            config.num_experts, in_features, horizon_patches * num_parameters, num_channels, backend
+        )
+
+    def forward(self, components_BCL: List[Tensor], weights_BCE: Tensor) -> Tensor:
+        """Mixed raw parameters ``[B, H, C, K]`` of the components of each channel's lookback."""
+        folded = [fold(component, self.patch_size) for component in components_BCL]
+        x_BCPI = torch.cat(folded, dim=-1)
+        batch, channels, phases, features = x_BCPI.shape
+        weights_BCPE = weights_BCE.unsqueeze(2).expand(-1, -1, phases, -1)
+        if self.individual:
+            x = x_BCPI.transpose(0, 1).reshape(channels, batch * phases, features)
+            weights = weights_BCPE.transpose(0, 1).reshape(channels, batch * phases, -1)
+        else:
+            x = x_BCPI.reshape(batch * channels * phases, features)
+            weights = weights_BCPE.reshape(batch * channels * phases, -1)
+        mixed = self.linear.mix(x if self.residual is None else self.residual(x), weights)
+        if self.individual:
+            mixed = mixed.unflatten(1, (batch, phases)).transpose(0, 1)
+        raw_BCPMK = mixed.reshape(batch, channels, phases, -1, self.num_parameters)
+        raw_BMPCK = raw_BCPMK.permute(0, 3, 2, 1, 4)
+        return raw_BMPCK.flatten(1, 2)[:, : self.prediction_length]
+
+
+class MoLENetwork(ForecastNetwork):
+    """A mixture of linear experts under a router.
+
+    The experts' raw outputs are mixed, then mapped to the domain of the head's parameters, then
+    scaled back to the window.
+
+    Parameters
+    ----------
+    config
+        All settings.
+    """
+
+    def __init__(self, config: MoLEConfig) -> None:
+        super().__init__(config, reads_time_features=config.router == "calendar")
+        window = config.window
+        backend = get_backend(config.backend)
+        channels, experts = window.target_dim, config.num_experts
+        calendar = config.router == "calendar"
+        features = {
+            "calendar": len(time_features(window.freq)),
+            "statistics": 4,
+            "window": window.context_length,
+        }[config.router]
+        self.router = MLPRouter(
+            features + self.features.num_static,
+            experts * channels if calendar else config.router_hidden_dimension,
+            experts,
+            top_k=config.top_k,
+            noisy=config.noisy_routing,
+            head_dropout=config.head_dropout,
+            num_channels=channels if calendar else None,
+            backend=backend,
+        )
+        parameters = self.parameter_head.in_features
+        self.experts = nn.ModuleDict(
+            {
+                str(size): PatchedExperts(config, size, parameters, backend)
+                for size in config.patch_sizes
+            }
+        )
+        # Reversible instance normalisation's affine map (Kim et al. 2022) per channel.
+        self.affine: Optional[nn.Parameter] = None
+        if config.expert != "dlinear" and config.scaling == "std":
+            self.affine = nn.Parameter(torch.zeros(2, channels))
+        self.covariate_effect: Optional[nn.Module] = None
+        known = window.num_feat_dynamic_real + self.features.num_static
+        if known:
+            last = nn.Linear(config.covariate_hidden_dimension, channels * parameters)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+            self.covariate_effect = nn.Sequential(
+                nn.Linear(known, config.covariate_hidden_dimension),
+                nn.ReLU(),
+                nn.Dropout(config.dropout),
+                last,
+            )
+
+    def outputs(
+        self, inputs: Mapping[str, Tensor], patch_size: Optional[int] = None
+    ) -> NetworkOutput:
+        scaled_BLC, loc, scale = self.scaler(inputs["past_target"], inputs["past_observed_values"])
+        dynamic = self.features(inputs)
+        static = self.features.static(inputs)
+        routing = self.router(self._router_features(inputs, scaled_BLC, static))
+        scaled_BLC, loc, scale = self._apply_affine(scaled_BLC, loc, scale)
+        components = [*self._components(scaled_BLC), *self._lookback_covariates(dynamic)]
+        experts = self.experts[str(patch_size or self.patch_sizes[0])]
+        raw_BHCK = experts(components, routing.dense_weights())
+        if self.covariate_effect is not None:
+            raw_BHCK = raw_BHCK + self._covariates(dynamic, static).unflatten(
+                -1, (raw_BHCK.shape[-2], -1)
+            )
+        return NetworkOutput(self.parameter_head(raw_BHCK), loc, scale, {"router": routing})
+
+    def _router_features(
+        self, inputs: Mapping[str, Tensor], scaled_BLC: Tensor, static: Optional[Tensor]
+    ) -> Tensor:
+        if self.config.router == "calendar":
+            features = inputs["time_feat"][:, 0]
+        elif self.config.router == "statistics":
+            features = _window_statistics(inputs["past_target"])
+        else:
+            features = scaled_BLC.transpose(1, 2)
+        if static is not None:
+            if features.dim() == 3:
+                static = static.unsqueeze(1).expand(-1, features.shape[1], -1)
+            features = torch.cat([features, static], dim=-1)
+        return features
+
+    def _apply_affine(
+        self, scaled_BLC: Tensor, loc: Tensor, scale: Tensor
+    ) -> Tuple[Tensor, Tensor, Tensor]:
+        if self.affine is None:
+            return scaled_BLC, loc, scale
+        shift, log_gain = self.affine
+        gain = log_gain.exp()
+        # The inverse map of the forecast is one more change of location and scale.
+        return scaled_BLC * gain + shift, loc - scale * shift / gain, scale / gain
+
+    def _components(self, scaled_BLC: Tensor) -> List[Tensor]:
+        series_BCL = scaled_BLC.transpose(1, 2)
+        if self.config.expert != "dlinear":
+            return [series_BCL]
+        trend_BCL = moving_average(series_BCL, self.config.moving_average)
+        return [series_BCL - trend_BCL, trend_BCL]
+
+    def _lookback_covariates(self, dynamic: Dict[str, Tensor]) -> List[Tensor]:
+        """Each covariate's lookback ``[B, C, L]``, the same for every channel."""
+        context, channels = self.window.context_length, self.window.target_dim
+        return [
+            feature.unsqueeze(1).expand(-1, channels, -1)
+            for name in (FEAT_DYNAMIC_REAL, PAST_FEAT_DYNAMIC_REAL)
+            if name in dynamic
+            for feature in dynamic[name][:, :context].unbind(dim=-1)
+        ]
+
+    def _covariates(self, dynamic: Dict[str, Tensor], static: Optional[Tensor]) -> Tensor:
+        """What is known of each step of the horizon adds this to its raw parameters."""
+        assert self.covariate_effect is not None
+        parts = []
+        if FEAT_DYNAMIC_REAL in dynamic:
+            parts.append(dynamic[FEAT_DYNAMIC_REAL][:, self.window.context_length :])
+        if static is not None:
+            parts.append(static.unsqueeze(1).expand(-1, self.window.prediction_length, -1))
+        return self.covariate_effect(torch.cat(parts, dim=-1))
+
+
+def _window_statistics(past_target_BLC: Tensor) -> Tensor:
+    """Mean, deviation, minimum and maximum ``[B, C, 4]``, in units of the mean absolute value."""
+    level = past_target_BLC.abs().mean(dim=1, keepdim=True)
+    relative = past_target_BLC / torch.where(level > 0, level, torch.ones_like(level))
+    statistics = [
+        relative.mean(dim=1),
+        relative.std(dim=1, correction=0),
+        relative.amin(dim=1),
+        relative.amax(dim=1),
+    ]
+    return torch.stack(statistics, dim=-1)
+
+
+def moving_average(series_BCL: Tensor, window: int) -> Tensor:
+    """Centred moving average ``[B, C, L]`` with repeated edges (Zeng et al. 2023)."""
+    before = (window - 1) // 2
+    padded = F.pad(series_BCL, (before, window - 1 - before), mode="replicate")
+    return F.avg_pool1d(padded, window, stride=1)

@@ -1,0 +1,192 @@
+"""What every model's network shares: its inputs, its head, its loss."""
+
+from functools import cached_property
+from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
+
+import torch
+from gluonts.core.component import equals
+from gluonts.model import Input, InputSpec
+from gluonts.torch.distributions import Output
+from gluonts.torch.util import weighted_average
+from torch import Tensor, nn
+
+from ..distributions import ParameterHead, scales_parameters, scaling_for
+from .features import WindowFeatures
+from .fields import (
+    FEAT_DYNAMIC_REAL,
+    FEAT_STATIC_CAT,
+    FEAT_STATIC_REAL,
+    PAST_FEAT_DYNAMIC_REAL,
+    WindowConfig,
+)
+from .frequencies import time_features
+from .moe import Routing
+from .scaling import SCALINGS, WindowScaler
+
+
+class NetworkOutput(NamedTuple):
+    """What a network says of a batch of windows.
+
+    Attributes
+    ----------
+    distr_args
+        The head's parameters, each ``[batch, horizon, channel]`` or with one more dimension.
+    loc, scale
+        Location and scale of the windows, ``[batch, 1, channel]``.
+    routings
+        Every router's decision, by its name in the network.
+    """
+
+    distr_args: Tuple[Tensor, ...]
+    loc: Tensor
+    scale: Tensor
+    routings: Dict[str, Routing]
+
+
+class ForecastNetwork(nn.Module):
+    """Base of the networks: a subclass says how inputs become a :class:`NetworkOutput`.
+
+    Parameters
+    ----------
+    config
+        The model's settings.
+    reads_time_features
+        Whether the network reads ``time_feat``.
+    """
+
+    def __init__(self, config: Any, reads_time_features: bool = False) -> None:
+        super().__init__()
+        self.config: Any = config
+        self.reads_time_features = reads_time_features
+        self.scaler = WindowScaler(config.scaling)
+        self.features = WindowFeatures(config.window)
+        self.parameter_head = ParameterHead(config.distr_output)
+
+    def __getnewargs_ex__(self) -> Tuple[Tuple[()], Dict[str, Any]]:
+        return (), {"config": self.config}
+
+    @property
+    def window(self) -> WindowConfig:
+        return self.config.window
+
+    @property
+    def distr_output(self) -> Output:
+        return self.config.distr_output
+
+    @property
+    def patch_sizes(self) -> Tuple[int, ...]:
+        return self.config.patch_sizes
+
+    @cached_property
+    def input_names(self) -> Tuple[str, ...]:
+        return tuple(self.describe_inputs())
+
+    def describe_inputs(self, batch_size: int = 1) -> InputSpec:
+        """Names, shapes and types of the inputs, in the order :meth:`forward` takes them."""
+        window = self.window
+        context, channels = window.context_length, window.target_dim
+        both = context + window.prediction_length
+        shapes: Dict[str, Tuple[int, ...]] = {
+            "past_target": (batch_size, context, channels),
+            "past_observed_values": (batch_size, context, channels),
+        }
+        if window.num_feat_dynamic_real:
+            shapes[FEAT_DYNAMIC_REAL] = (batch_size, both, window.num_feat_dynamic_real)
+        if window.num_past_feat_dynamic_real:
+            shapes[PAST_FEAT_DYNAMIC_REAL] = (
+                batch_size,
+                context,
+                window.num_past_feat_dynamic_real,
+            )
+        if window.num_feat_static_real:
+            shapes[FEAT_STATIC_REAL] = (batch_size, window.num_feat_static_real)
+        if window.cardinality:
+            shapes[FEAT_STATIC_CAT] = (batch_size, len(window.cardinality))
+        if self.reads_time_features:
+            shapes["time_feat"] = (batch_size, both, len(time_features(window.freq)))
+        return InputSpec(
+            {
+                name: Input(shape, torch.long if name == FEAT_STATIC_CAT else torch.float)
+                for name, shape in shapes.items()
+            },
+            torch.zeros,
+        )
+
+    def outputs(
+        self, inputs: Mapping[str, Tensor], patch_size: Optional[int] = None
+    ) -> NetworkOutput:
+        """Parameters of the forecast distributions, and the routers' decisions.
+
+        Parameters
+        ----------
+        inputs
+            As :meth:`describe_inputs` lists them.
+        patch_size
+            One of ``patch_sizes``; the first by default.
+        """
+        raise NotImplementedError
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tuple[Tuple[Tensor, ...], Tensor, Tensor]:
+        """Head parameters, location and scale, as GluonTS's forecast generators take them."""
+        inputs = {**dict(zip(self.input_names, args)), **kwargs}
+        output = self.outputs(inputs)
+        return output.distr_args, output.loc, output.scale
+
+    def loss(
+        self, output: NetworkOutput, future_target: Tensor, future_observed_values: Tensor
+    ) -> Tensor:
+        """The head's loss per window ``[batch]``, mean over the observed values of the horizon.
+
+        It is taken on the scale of the window, which for likelihoods changes it by a constant,
+        so that large series do not drown the others.
+
+        Parameters
+        ----------
+        future_target, future_observed_values
+            ``[batch, horizon, channel]``.
+        """
+        loc: Optional[Tensor] = output.loc
+        scale: Optional[Tensor] = output.scale
+        if not scales_parameters(self.distr_output):
+            future_target = (future_target - output.loc) / output.scale
+            loc = scale = None
+        missing = future_observed_values == 0
+        future_target = future_target.masked_fill(missing, self.distr_output.value_in_support)
+        losses = self.distr_output.loss(
+            target=future_target, distr_args=output.distr_args, loc=loc, scale=scale
+        )
+        return weighted_average(losses.flatten(1), future_observed_values.flatten(1), dim=1)
+
+
+def resolve_scaling(scaling: Optional[str], distr_output: Output) -> str:
+    """The window scaling to use with a head.
+
+    Parameters
+    ----------
+    scaling
+        ``"auto"`` for what the head's support allows, a name, or ``None`` for no scaling.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, or shifts the values of a head that cannot be shifted.
+    """
+    allowed = scaling_for(distr_output)
+    if scaling == "auto":
+        return allowed
+    name = WindowScaler(scaling or "none").scaling
+    if SCALINGS.index(name) < SCALINGS.index(allowed):
+        raise ValueError(
+            f"scaling={name!r} takes values out of the support of {type(distr_output).__name__}: "
+            f"use scaling={allowed!r} or 'auto'"
+        )
+    return name
+
+
+@equals.register(ForecastNetwork)
+def _equal_networks(this: ForecastNetwork, that: object) -> bool:
+    """Networks are equal if their settings and their weights are."""
+    if type(this) is not type(that) or not equals(this.config, that.config):  # type: ignore[attr-defined]
+        return False
+    ours, theirs = this.state_dict(), that.state_dict()  # type: ignore[attr-defined]
+    return all(torch.equal(ours[name].cpu(), theirs[name].cpu()) for name in ours)

@@ -1,0 +1,281 @@
+"""What every predictor shares: batches, patch sizes, forecasts, saving and loading."""
+
+from pathlib import Path
+from typing import (
+    Any,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Tuple,
+    Type,
+    TypeVar,
+    Union,
+)
+
+import safetensors.torch
+import torch
+from gluonts.core.component import validated
+from gluonts.dataset.common import DataEntry, Dataset
+from gluonts.dataset.field_names import FieldName
+from gluonts.itertools import batcher
+from gluonts.model.forecast import Forecast
+from gluonts.model.forecast_generator import DistributionForecastGenerator
+from gluonts.torch.model.predictor import PyTorchPredictor
+from gluonts.transform import Identity
+from torch import Tensor, nn
+
+from .calibration import Calibration
+from .forecast import BatchDistribution, BatchedDistributionForecast
+from .moe import ExpertUsage
+from .network import ForecastNetwork, NetworkOutput
+from .patching import best_patch_sizes
+from .serialization import ModelFolder
+from .windows import Batch, SeriesArrays, history_ends
+
+P = TypeVar("P", bound="MoEPredictor")
+
+
+class MoEPredictor(PyTorchPredictor):
+    """Forecasts with a trained network, a batch of series at a time.
+
+    Parameters
+    ----------
+    network
+        The trained network.
+    batch_size
+        Series per batch.
+    device
+        ``"auto"`` for CUDA where there is one, or any torch device.
+    calibration
+        Corrects quantile levels; see :class:`moecast.forecasters.calibration.Calibration`.
+
+    Attributes
+    ----------
+    expert_usage
+        How much each expert was used by the last :meth:`predict`.
+    """
+
+    @validated()
+    def __init__(
+        self,
+        network: nn.Module,
+        batch_size: int = 32,
+        device: str = "auto",
+        calibration: Any = None,
+    ) -> None:
+        assert isinstance(network, ForecastNetwork)
+        super().__init__(
+            input_names=list(network.input_names),
+            prediction_net=network,
+            batch_size=batch_size,
+            prediction_length=network.window.prediction_length,
+            input_transform=Identity(),
+            forecast_generator=network.distr_output.forecast_generator,
+            lead_time=network.window.lead_time,
+            device=device,
+        )
+        self.calibration: Optional[Calibration] = calibration
+        self.expert_usage = ExpertUsage()
+
+    def predict(self, dataset: Dataset, num_samples: Optional[int] = None) -> Iterator[Forecast]:
+        """Forecast every series of a dataset.
+
+        Parameters
+        ----------
+        dataset
+            Entries with the fields that the model was trained with; ``feat_dynamic_real`` must
+            reach over lead time and horizon.
+        num_samples
+            Number of samples, for heads whose forecasts are samples.
+
+        Yields
+        ------
+        Forecast
+            One for each entry, in order.
+
+        Raises
+        ------
+        ValueError
+            If an entry lacks a field, or a field has the wrong shape.
+        """
+        self.expert_usage = ExpertUsage()
+        self.network.eval()
+        position = 0
+        for entries in batcher(dataset, self.batch_size):
+            yield from self._predict_batch(entries, position, num_samples)
+            position += len(entries)
+
+    def _predict_batch(
+        self, entries: List[DataEntry], position: int, num_samples: Optional[int]
+    ) -> List[Forecast]:
+        network, window = self.network, self.network.window
+        several = len(network.patch_sizes) > 1
+        series = history_ends(
+            entries, position, window, held_out=window.future_length if several else 0
+        )
+        with torch.inference_mode():
+            inputs = self._inputs(series, held_out=0)
+            if several:
+                chosen = self._choose_patch_sizes(series)
+                output = self._forward_by_patch_size(inputs, chosen)
+            else:
+                output = network.outputs(inputs)
+        self.expert_usage.update(output.routings)
+        described = [
+            {
+                "start_date": entry_start + length + window.lead_time,
+                "item_id": entry.get(FieldName.ITEM_ID),
+                "info": entry.get(FieldName.INFO),
+            }
+            for entry, entry_start, length in zip(entries, series.starts, series.lengths.tolist())
+        ]
+        if several:
+            for description, patch_size in zip(described, chosen):
+                description["info"] = _add_to_info(description["info"], patch_size)
+        return self._forecasts(output, described, num_samples)
+
+    def _inputs(self, series: SeriesArrays, held_out: int, names: Iterable[str] = ()) -> Batch:
+        batch = series.cut(series.last_anchors(held_out), (*self.input_names, *names))
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+
+    def _choose_patch_sizes(self, series: SeriesArrays) -> List[int]:
+        """For each series, the patch size that best forecasts the end of its history."""
+        network, window = self.network, self.network.window
+        usable = series.lengths > window.future_length
+        held_out = self._inputs(series, window.future_length, ["future_target"])
+        target, observed = held_out["future_target"], held_out["future_observed_values"]
+        scored = torch.from_numpy(usable).to(target.device) & observed.any(dim=1).any(dim=-1)
+        losses = []
+        for patch_size in network.patch_sizes:
+            output = network.outputs(held_out, patch_size)
+            loss = network.loss(output, target, observed)
+            losses.append(torch.where(scored, loss, torch.full_like(loss, torch.inf)))
+        return best_patch_sizes(losses, network.patch_sizes)
+
+    def _forward_by_patch_size(self, inputs: Batch, chosen: List[int]) -> NetworkOutput:
+        """One pass for each patch size that was chosen, over the series that chose it."""
+        rows_of: Dict[int, List[int]] = {}
+        for row, patch_size in enumerate(chosen):
+            rows_of.setdefault(patch_size, []).append(row)
+        outputs = []
+        for patch_size, rows in rows_of.items():
+            part = {name: tensor[rows] for name, tensor in inputs.items()}
+            outputs.append(self.network.outputs(part, patch_size))
+        order = torch.tensor([row for rows in rows_of.values() for row in rows]).argsort()
+        return _join(outputs, order.to(self.device))
+
+    def _forecasts(
+        self,
+        output: NetworkOutput,
+        described: List[Dict[str, Any]],
+        num_samples: Optional[int],
+    ) -> List[Forecast]:
+        output = _on_cpu(output, squeeze=self.network.window.target_dim == 1)
+        generator = self.forecast_generator
+        if isinstance(generator, DistributionForecastGenerator):
+            batch = BatchDistribution(
+                self.network.distr_output,
+                output.distr_args,
+                output.loc,
+                output.scale,
+                self.calibration,
+            )
+            return [
+                BatchedDistributionForecast(batch, i, **description)
+                for i, description in enumerate(described)
+            ]
+        columns = {
+            FieldName.FORECAST_START: [d["start_date"] for d in described],
+            FieldName.ITEM_ID: [d["item_id"] for d in described],
+            FieldName.INFO: [d["info"] for d in described],
+        }
+        arguments = self.network.distr_output, output.distr_args
+        result = (_in_order(*arguments), output.loc, output.scale)
+        return list(
+            generator(
+                inference_data_loader=[columns],
+                prediction_net=lambda: result,
+                input_names=[],
+                output_transform=None,
+                num_samples=num_samples,
+            )
+        )
+
+    def serialize(self, path: Path) -> None:
+        """Write the predictor into an existing folder: two JSON files and the weights."""
+        super(PyTorchPredictor, self).serialize(Path(path))
+        weights = {name: tensor.contiguous() for name, tensor in self.network.state_dict().items()}
+        safetensors.torch.save_file(weights, str(ModelFolder(path).weights))
+
+    @classmethod
+    def deserialize(
+        cls: Type[P], path: Path, device: Optional[Union[str, torch.device]] = None
+    ) -> P:
+        """Read a predictor written by :meth:`serialize`, on any machine.
+
+        Nothing in the folder is unpickled, and no module is imported because the folder names it.
+
+        Parameters
+        ----------
+        path
+            The folder.
+        device
+            Where to run; ``"auto"`` by default, also for a model that was trained elsewhere.
+
+        Raises
+        ------
+        ValueError
+            If the folder holds no such predictor, or is damaged.
+        """
+        folder = ModelFolder(path)
+        predictor = folder.read_predictor(cls)
+        folder.load_weights(predictor.network)
+        predictor.to(device or "auto")
+        return predictor
+
+
+def _on_cpu(output: NetworkOutput, squeeze: bool) -> NetworkOutput:
+    """The output as GluonTS has it, without channel for univariate series."""
+
+    def convert(tensor: Tensor) -> Tensor:
+        return (tensor.squeeze(2) if squeeze else tensor).cpu()
+
+    return NetworkOutput(
+        tuple(convert(argument) for argument in output.distr_args),
+        convert(output.loc),
+        convert(output.scale),
+        output.routings,
+    )
+
+
+def _in_order(distr_output: Any, distr_args: Tuple[Tensor, ...]) -> Tuple[Tensor, ...]:
+    """Quantiles sorted, so that none crosses another; other arguments as they are."""
+    if hasattr(distr_output, "quantiles"):
+        return tuple(argument.sort(dim=-1).values for argument in distr_args)
+    return distr_args
+
+
+def _join(outputs: List[NetworkOutput], order: Tensor) -> NetworkOutput:
+    def join(parts: Iterable[Tensor]) -> Tensor:
+        return torch.cat(list(parts))[order]
+
+    first = outputs[0]
+    return NetworkOutput(
+        tuple(join(parts) for parts in zip(*(output.distr_args for output in outputs))),
+        join(output.loc for output in outputs),
+        join(output.scale for output in outputs),
+        {
+            name: type(routing)(
+                *(join(parts) for parts in zip(*(output.routings[name] for output in outputs)))
+            )
+            for name, routing in first.routings.items()
+        },
+    )
+
+
+def _add_to_info(info: Any, patch_size: int) -> Dict[str, Any]:
+    known = info if isinstance(info, Mapping) else {} if info is None else {"info": info}
+    return {**known, "patch_size": patch_size}

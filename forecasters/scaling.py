@@ -1,0 +1,71 @@
+"""Standardisation of each window by what was observed in its context."""
+
+from typing import Tuple
+
+import torch
+from torch import Tensor, nn
+
+SCALINGS = ("std", "mean", "none")
+
+_RELATIVE_FLOOR = 1e-6
+_ABSOLUTE_FLOOR = 1e-8
+
+
+class WindowScaler(nn.Module):
+    """Location and scale of a window from the values observed in its context.
+
+    Parameters
+    ----------
+    scaling
+        ``"std"`` subtracts the mean and divides by the standard deviation, ``"mean"`` divides by
+        the mean absolute value, ``"none"`` leaves the values as they are.
+
+    Raises
+    ------
+    ValueError
+        If ``scaling`` is none of these.
+    """
+
+    def __init__(self, scaling: str) -> None:
+        super().__init__()
+        if scaling not in SCALINGS:
+            raise ValueError(f"scaling={scaling!r} is unknown: choose one of {', '.join(SCALINGS)}")
+        self.scaling = scaling
+
+    def forward(
+        self, past_target: Tensor, past_observed_values: Tensor
+    ) -> Tuple[Tensor, Tensor, Tensor]:
+        """Standardise a batch of contexts.
+
+        Parameters
+        ----------
+        past_target, past_observed_values
+            ``[batch, time, channel]``; where nothing is observed, the filled-in values count.
+
+        Returns
+        -------
+        past_target_scaled, loc, scale
+            ``[batch, time, channel]`` and twice ``[batch, 1, channel]``. The scale of a constant
+            window is its level, so that a forecast's spread stays within reach of the data.
+        """
+        if self.scaling == "none":
+            return (
+                past_target,
+                torch.zeros_like(past_target[:, :1]),
+                torch.ones_like(past_target[:, :1]),
+            )
+        seen = past_observed_values.any(dim=1, keepdim=True)
+        weights = torch.where(seen, past_observed_values, torch.ones_like(past_observed_values))
+        count = weights.sum(dim=1, keepdim=True)
+        level = (past_target.abs() * weights).sum(dim=1, keepdim=True) / count
+        if self.scaling == "std":
+            loc = (past_target * weights).sum(dim=1, keepdim=True) / count
+            variance = ((past_target - loc).square() * weights).sum(dim=1, keepdim=True) / count
+            scale = variance.sqrt()
+        else:
+            loc = torch.zeros_like(level)
+            scale = level
+        floor = (_RELATIVE_FLOOR * level).clamp_min(_ABSOLUTE_FLOOR)
+        fallback = torch.where(level > _ABSOLUTE_FLOOR, level, torch.ones_like(level))
+        scale = torch.where(scale > floor, scale, fallback)
+        return (past_target - loc) / scale, loc, scale

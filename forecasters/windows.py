@@ -1,0 +1,571 @@
+"""Windows cut from memory, a batch at a time.
+
+Series are laid end to end in one array per field. A window is then a run of rows, a batch of
+windows one indexing operation, whatever the number of series. A dataset that does not fit in
+memory is worked through in chunks of the same kind.
+"""
+
+import logging
+from bisect import bisect_right
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+import numpy as np
+import pandas as pd
+import torch
+from gluonts.dataset.field_names import FieldName
+from gluonts.transform.sampler import InstanceSampler
+from torch import Tensor
+
+from .fields import FEAT_DYNAMIC_REAL, PAST_FEAT_DYNAMIC_REAL, TARGET, WindowConfig, read_entry
+from .frequencies import parse_frequency, time_features
+
+logger = logging.getLogger(__name__)
+
+Batch = Dict[str, Tensor]
+Anchors = Tuple[np.ndarray, np.ndarray]
+"""Which windows: the series' positions ``[batch]``, and the number of steps before each window's
+forecast ``[batch]``."""
+
+
+class SeriesArrays:
+    """Series laid end to end, from which batches of windows are cut.
+
+    Parameters
+    ----------
+    entries
+        Checked entries as :func:`moecast.forecasters.fields.read_entry` returns them.
+    config
+        What a window holds.
+    future
+        Whether windows may reach beyond the end of the history (as in prediction), where targets
+        are unknown.
+    """
+
+    def __init__(
+        self, entries: Sequence[Mapping[str, Any]], config: WindowConfig, future: bool = False
+    ) -> None:
+        self.config = config
+        history = np.array([len(entry[TARGET]) for entry in entries])
+        self.lengths = history
+        self._beyond = config.future_length if future else 0
+        rows = history + self._beyond
+        # Space before the first series, so that a window never starts at a negative row.
+        self._offsets = config.context_length + np.concatenate([[0], np.cumsum(rows)])[:-1]
+        self._arrays = {
+            name: self._lay_out([entry[name] for entry in entries], rows, width)
+            for name, width in config.dynamic_fields.items()
+        }
+        self._static = {
+            name: np.stack([entry[name] for entry in entries]) for name in config.static_fields
+        }
+        self.starts = [entry[FieldName.START] for entry in entries]
+        self._calendar: Optional[Tuple[np.ndarray, np.ndarray]] = None
+
+    def _lay_out(self, arrays: List[np.ndarray], rows: np.ndarray, width: int) -> np.ndarray:
+        laid_out = np.full(
+            (self.config.context_length + int(rows.sum()), width), np.nan, dtype=np.float32
+        )
+        for offset, length, array in zip(self._offsets, rows, arrays):
+            usable = array[:length]
+            laid_out[offset : offset + len(usable)] = usable
+        return laid_out
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self._arrays.values())
+
+    def target_of(self, series: int) -> np.ndarray:
+        """Target of one series as GluonTS has it: ``[time]`` or ``[channel, time]``."""
+        offset = self._offsets[series]
+        target = self._arrays[TARGET][offset : offset + self.lengths[series]].T
+        return target[0] if self.config.target_dim == 1 else target
+
+    def feature_moments(self, name: str) -> Tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation ``[feature]`` of a feature; 1 where it does not vary."""
+        values = self._static[name] if name in self._static else self._arrays[name]
+        observed = np.isfinite(values)
+        count = np.maximum(observed.sum(axis=0), 1)
+        known = np.where(observed, values, 0.0).astype(np.float64)
+        mean = known.sum(axis=0) / count
+        variance = (np.where(observed, values - mean, 0.0) ** 2).sum(axis=0) / count
+        deviation = np.sqrt(variance)
+        deviation[deviation <= 1e-6 * np.abs(mean)] = 1.0
+        deviation[deviation == 0.0] = 1.0
+        return mean.astype(np.float32), deviation.astype(np.float32)
+
+    def last_anchors(self, held_out: int = 0) -> Anchors:
+        """The window at the end of each series, ``held_out`` steps before its end."""
+        return np.arange(len(self)), self.lengths - held_out
+
+    def trainable_anchors(self) -> Anchors:
+        """All windows with a full context where the series has one, and something to learn.
+
+        A series shorter than context and horizon gives the window with the longest context it
+        has. A window needs an observed value in its context and in its horizon.
+        """
+        config = self.config
+        latest = self.lengths - config.future_length
+        earliest = np.minimum(config.context_length, latest)
+        counts = np.where(latest >= 1, latest - earliest + 1, 0)
+        series = np.repeat(np.arange(len(self)), counts)
+        first = np.repeat(np.cumsum(counts) - counts, counts)
+        anchors = earliest[series] + np.arange(len(series)) - first
+
+        observed = np.isfinite(self._arrays[TARGET]).any(axis=-1)
+        running = np.concatenate([[0], np.cumsum(observed)])
+        row = self._offsets[series] + anchors
+        context_start = np.maximum(row - config.context_length, self._offsets[series])
+        horizon = row + config.lead_time
+        in_context = running[row] - running[context_start]
+        in_horizon = running[horizon + config.prediction_length] - running[horizon]
+        usable = (in_context > 0) & (in_horizon > 0)
+        return series[usable], anchors[usable]
+
+    def cut(self, anchors: Anchors, input_names: Iterable[str]) -> Batch:
+        """A batch of windows.
+
+        Parameters
+        ----------
+        anchors
+            Which windows.
+        input_names
+            Which of the fields below to cut.
+
+        Returns
+        -------
+        dict
+            ``past_target`` and ``past_observed_values`` ``[batch, context, channel]``,
+            ``future_target`` and ``future_observed_values`` ``[batch, horizon, channel]``,
+            ``past_feat_dynamic_real`` ``[batch, context, feature]``; ``feat_dynamic_real`` and
+            ``time_feat`` ``[batch, context + horizon, feature]``; ``feat_static_real`` and
+            ``feat_static_cat`` ``[batch, feature]``. Missing targets are filled in (see
+            :func:`fill_missing`) and marked by the observed values; missing features are NaN.
+        """
+        names = set(input_names)
+        series, steps = anchors
+        starts = self._offsets[series] + steps - self.config.context_length
+        padding = self.config.context_length - steps
+        context, horizon = self.config.context_length, self.config.prediction_length
+        batch: Dict[str, np.ndarray] = {}
+        if "past_target" in names:
+            past = self._rows(TARGET, starts, context, padding)
+            observed = np.isfinite(past)
+            if not observed.all():
+                past = fill_missing(past, observed, self._last_observed(series, steps, observed))
+            batch["past_target"] = past
+            batch["past_observed_values"] = observed.astype(np.float32)
+        if "future_target" in names:
+            future = self._rows(TARGET, starts + context + self.config.lead_time, horizon)
+            observed = np.isfinite(future)
+            batch["future_target"] = np.where(observed, future, np.float32(0.0))
+            batch["future_observed_values"] = observed.astype(np.float32)
+        if PAST_FEAT_DYNAMIC_REAL in names:
+            batch[PAST_FEAT_DYNAMIC_REAL] = self._rows(
+                PAST_FEAT_DYNAMIC_REAL, starts, context, padding
+            )
+        if FEAT_DYNAMIC_REAL in names:
+            full = self._rows(
+                FEAT_DYNAMIC_REAL, starts, context + self.config.future_length, padding
+            )
+            batch[FEAT_DYNAMIC_REAL] = self._without_lead(full)
+        if "time_feat" in names:
+            batch["time_feat"] = self._time_features(series, steps)
+        for name, values in self._static.items():
+            if name in names:
+                batch[name] = values[series]
+        return {name: torch.from_numpy(values) for name, values in batch.items()}
+
+    def _rows(
+        self, name: str, starts: np.ndarray, length: int, padding: Optional[np.ndarray] = None
+    ) -> np.ndarray:
+        array = self._arrays[name]
+        row, column = array.strides
+        windows = np.lib.stride_tricks.as_strided(
+            array,
+            (len(array) - length + 1, length, array.shape[1]),
+            (row, row, column),
+            writeable=False,
+        )[starts]
+        if padding is not None and padding.max() > 0:
+            windows[np.arange(length) < padding[:, np.newaxis]] = np.nan
+        return windows
+
+    def _without_lead(self, windows: np.ndarray) -> np.ndarray:
+        if self.config.lead_time == 0:
+            return windows
+        context = self.config.context_length
+        horizon = windows[:, context + self.config.lead_time :]
+        return np.concatenate([windows[:, :context], horizon], axis=1)
+
+    def _last_observed(
+        self, series: np.ndarray, steps: np.ndarray, observed: np.ndarray
+    ) -> np.ndarray:
+        """For contexts without any, the value ``[batch, channel]`` seen before them, or 0."""
+        target = self._arrays[TARGET]
+        last = np.zeros((len(series), target.shape[1]), dtype=np.float32)
+        for window, channel in np.argwhere(~observed.any(axis=1)):
+            offset = self._offsets[series[window]]
+            earlier = target[offset : offset + steps[window], channel]
+            seen = np.flatnonzero(np.isfinite(earlier))
+            if len(seen):
+                last[window, channel] = earlier[seen[-1]]
+        return last
+
+    def _time_features(self, series: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        if self._calendar is None:
+            self._calendar = self._build_calendar()
+        table, first_rows = self._calendar
+        windows = np.arange(self.config.context_length + self.config.future_length)
+        return self._without_lead(table[(first_rows[series] + steps)[:, np.newaxis] + windows])
+
+    def _build_calendar(self) -> Tuple[np.ndarray, np.ndarray]:
+        """Time features of every period that some window can touch, and each series' first row.
+
+        Overlapping series share their rows, so that the table is as long as the time they span.
+        """
+        offset = parse_frequency(self.config.freq)
+        ordinals = np.array([start.ordinal for start in self.starts])
+        before, after = self.config.context_length, self.config.future_length
+        spans = sorted(
+            (int(o % offset.n), int(o // offset.n) - before, int(o // offset.n) + int(n) + after)
+            for o, n in set(zip(ordinals.tolist(), self.lengths.tolist()))
+        )
+        merged: List[List[int]] = []
+        for phase, begin, end in spans:
+            if merged and merged[-1][0] == phase and begin <= merged[-1][2]:
+                merged[-1][2] = max(merged[-1][2], end)
+            else:
+                merged.append([phase, begin, end])
+        features = time_features(self.config.freq)
+        tables, rows, total = [], [], 0
+        for phase, begin, end in merged:
+            first = pd.Period(ordinal=begin * offset.n + phase, freq=self.starts[0].freq)
+            index = pd.period_range(first, periods=end - begin, freq=self.starts[0].freq)
+            columns = [np.asarray(feature(index), dtype=np.float32) for feature in features]
+            tables.append(np.stack(columns, axis=-1) if columns else np.zeros((len(index), 0)))
+            rows.append(total)
+            total += len(index)
+        keys = [(phase, begin) for phase, begin, _ in merged]
+        positions = []
+        for ordinal in ordinals.tolist():
+            phase, begin = ordinal % offset.n, ordinal // offset.n - before
+            span = bisect_right(keys, (phase, begin)) - 1
+            positions.append(rows[span] + begin - keys[span][1])
+        return np.concatenate(tables).astype(np.float32), np.array(positions)
+
+
+def fill_missing(values: np.ndarray, observed: np.ndarray, fallback: np.ndarray) -> np.ndarray:
+    """Fill the missing values of windows.
+
+    Gaps between observed values are interpolated, a gap at the end repeats the last value, and
+    what lies before the first value (the padding of short series, too) takes the window's mean,
+    which after standardisation is 0 and moves nothing.
+
+    Parameters
+    ----------
+    values, observed
+        ``[batch, time, channel]``, and which of them count.
+    fallback
+        ``[batch, channel]`` for windows without any observed value.
+
+    Returns
+    -------
+    np.ndarray
+        ``[batch, time, channel]`` without NaN; rows without gaps are unchanged.
+    """
+    gappy = ~observed.all(axis=(1, 2))
+    seen = observed[gappy]
+    known = np.where(seen, values[gappy], np.float32(0.0))
+    time = np.arange(values.shape[1])[:, np.newaxis]
+    length = values.shape[1]
+    previous = np.maximum.accumulate(np.where(seen, time, -1), axis=1)
+    following = np.minimum.accumulate(np.where(seen, time, length)[:, ::-1], axis=1)[:, ::-1]
+    left = np.take_along_axis(known, np.maximum(previous, 0), axis=1)
+    right = np.take_along_axis(known, np.minimum(following, length - 1), axis=1)
+    share = (time - previous) / np.maximum(following - previous, 1)
+    filled = left + (right - left) * share
+    filled = np.where(following == length, left, filled)
+    count = seen.sum(axis=1, keepdims=True)
+    mean = known.sum(axis=1, keepdims=True) / np.maximum(count, 1)
+    mean = np.where(count == 0, fallback[gappy][:, np.newaxis], mean)
+    filled = np.where(previous == -1, mean, filled)
+    result = values.copy()
+    result[gappy] = np.where(seen, known, filled)
+    return result
+
+
+def read_chunks(
+    dataset: Iterable[Mapping[str, Any]], config: WindowConfig, max_bytes: Optional[int] = None
+) -> Iterator[SeriesArrays]:
+    """Read a dataset into arrays of at most about ``max_bytes`` each (``None``: one array).
+
+    Raises
+    ------
+    ValueError
+        If an entry does not have the fields that the configuration expects.
+    """
+    entries: List[Mapping[str, Any]] = []
+    size = 0
+    for position, entry in enumerate(dataset):
+        checked = read_entry(entry, position, config)
+        entries.append(checked)
+        size += sum(checked[name].nbytes for name in config.dynamic_fields)
+        if max_bytes is not None and size >= max_bytes:
+            yield SeriesArrays(entries, config)
+            entries, size = [], 0
+    if entries:
+        yield SeriesArrays(entries, config)
+
+
+class TrainingWindows:
+    """Batches of random training windows, the same for the same seed and epoch.
+
+    Parameters
+    ----------
+    dataset
+        The series. It is read once if it fits into ``max_bytes``, and otherwise streamed again
+        and again, a chunk of ``max_bytes`` at a time.
+    config, input_names
+        What a window holds, and which fields the network reads.
+    batch_size, num_batches
+        Windows per batch and batches per epoch.
+    seed
+        Decides which windows are drawn; with the epoch, so that a resumed training goes on with
+        the windows it would have seen.
+    sampler
+        A GluonTS sampler that picks the windows of a series; by default every window of every
+        series with a full context is equally likely.
+    max_bytes
+        Memory for the series; ``None`` for no limit.
+
+    Raises
+    ------
+    ValueError
+        If the dataset is empty, malformed, or has no series long enough for one window.
+    """
+
+    def __init__(
+        self,
+        dataset: Iterable[Mapping[str, Any]],
+        config: WindowConfig,
+        input_names: Sequence[str],
+        batch_size: int,
+        num_batches: int,
+        seed: int,
+        sampler: Optional[InstanceSampler] = None,
+        max_bytes: Optional[int] = None,
+    ) -> None:
+        self._dataset = dataset
+        self._config = config
+        self._input_names = (*input_names, "future_target")
+        self._batch_size = batch_size
+        self._num_batches = num_batches
+        self.seed = seed
+        self._window_sampler = sampler
+        self._max_bytes = max_bytes
+        self.epoch = 0
+
+        chunks = read_chunks(dataset, config, max_bytes)
+        first = next(chunks, None)
+        if first is None:
+            raise ValueError("the training dataset is empty")
+        self.first_chunk = first
+        self._streams = next(chunks, None) is not None
+        if self._streams:
+            logger.info("The dataset exceeds %s bytes and is streamed", max_bytes)
+        self._chunks: Optional[Iterator[SeriesArrays]] = None
+        self._anchors = None if self._streams else self._all_anchors(first)
+
+    def __len__(self) -> int:
+        return self._num_batches
+
+    @property
+    def sampler(self) -> "TrainingWindows":
+        """Where Lightning looks for ``set_epoch``."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        generator = np.random.default_rng([self.seed, self.epoch])
+        draw = self._streamed(generator) if self._streams else self._resident(generator)
+        for _ in range(self._num_batches):
+            yield next(draw)
+
+    def _resident(self, generator: np.random.Generator) -> Iterator[Batch]:
+        assert self._anchors is not None
+        pick = _sampled(
+            self.first_chunk, self._anchors, self._window_sampler, generator, self._batch_size
+        )
+        for anchors in pick:
+            yield self.first_chunk.cut(anchors, self._input_names)
+
+    def _streamed(self, generator: np.random.Generator) -> Iterator[Batch]:
+        while True:
+            chunk = self._next_chunk()
+            anchors = self._all_anchors(chunk, required=False)
+            if len(anchors[0]) == 0:
+                continue
+            one_pass = max(len(chunk), int(chunk.lengths.sum()) // self._config.context_length)
+            pick = _sampled(chunk, anchors, self._window_sampler, generator, self._batch_size)
+            for _ in range(max(one_pass // self._batch_size, 1)):
+                yield chunk.cut(next(pick), self._input_names)
+
+    def _next_chunk(self) -> SeriesArrays:
+        if self._chunks is None:
+            self._chunks = read_chunks(self._dataset, self._config, self._max_bytes)
+        chunk = next(self._chunks, None)
+        if chunk is None:
+            self._chunks = None
+            return self._next_chunk()
+        return chunk
+
+    def _all_anchors(self, chunk: SeriesArrays, required: bool = True) -> Anchors:
+        anchors = chunk.trainable_anchors()
+        needed = self._config.future_length + 1
+        too_short = int((chunk.lengths < needed).sum())
+        if required and len(anchors[0]) == 0:
+            raise ValueError(
+                f"no window to train on: of {len(chunk)} series, {too_short} are shorter than the "
+                f"{needed} steps that one step of context, lead_time={self._config.lead_time} and "
+                f"prediction_length={self._config.prediction_length} need, and the others have no "
+                "observed values there"
+            )
+        if too_short:
+            logger.warning(
+                "%d of %d series are shorter than %d steps and not trained on",
+                too_short,
+                len(chunk),
+                needed,
+            )
+        return anchors
+
+
+def _sampled(
+    chunk: SeriesArrays,
+    anchors: Anchors,
+    sampler: Optional[InstanceSampler],
+    generator: np.random.Generator,
+    batch_size: int,
+) -> Iterator[Anchors]:
+    """An endless run of batches of anchors."""
+    if sampler is None:
+        series, steps = anchors
+        while True:
+            picked = generator.integers(len(series), size=batch_size)
+            yield series[picked], steps[picked]
+    pending: List[Tuple[int, int]] = []
+    while True:
+        before = len(pending)
+        for series_index in generator.permutation(len(chunk)):
+            pending.extend((series_index, step) for step in sample(chunk, series_index, sampler))
+            while len(pending) >= batch_size:
+                chosen, pending = np.array(pending[:batch_size]), pending[batch_size:]
+                yield chosen[:, 0], chosen[:, 1]
+                before = -1
+        if len(pending) == before:
+            raise ValueError(f"{sampler!r} picks no window of any series")
+
+
+def sample(chunk: SeriesArrays, series: int, sampler: InstanceSampler) -> List[int]:
+    """The steps at which a GluonTS sampler starts forecasts of one series.
+
+    GluonTS's samplers reckon with ``min_future``; a step too late for lead time and horizon, or
+    without a step of context, is left out.
+    """
+    latest = chunk.lengths[series] - chunk.config.future_length
+    return [int(step) for step in sampler(chunk.target_of(series)) if 1 <= step <= latest]
+
+
+class ValidationWindows:
+    """The same windows every time, by default the last of each series.
+
+    Parameters
+    ----------
+    dataset, config, input_names, batch_size
+        As for :class:`TrainingWindows`.
+    sampler
+        A GluonTS sampler; by default the last window of each series that has one.
+
+    Raises
+    ------
+    ValueError
+        If there is no window.
+    """
+
+    def __init__(
+        self,
+        dataset: Iterable[Mapping[str, Any]],
+        config: WindowConfig,
+        input_names: Sequence[str],
+        batch_size: int,
+        sampler: Optional[InstanceSampler] = None,
+    ) -> None:
+        chunk = next(read_chunks(dataset, config), None)
+        if chunk is None:
+            raise ValueError("the validation dataset is empty")
+        if sampler is None:
+            series, steps = chunk.last_anchors(held_out=config.future_length)
+            usable = steps >= 1
+            self._anchors = series[usable], steps[usable]
+        else:
+            pairs = [(i, step) for i in range(len(chunk)) for step in sample(chunk, i, sampler)]
+            table = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+            self._anchors = table[:, 0], table[:, 1]
+        if len(self._anchors[0]) == 0:
+            raise ValueError(
+                f"no window to validate on: all {len(chunk)} series are shorter than "
+                f"{config.future_length + 1} steps"
+            )
+        self._chunk = chunk
+        self._input_names = (*input_names, "future_target")
+        self._batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self._anchors[0]) // self._batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        series, steps = self._anchors
+        for begin in range(0, len(series), self._batch_size):
+            part = slice(begin, begin + self._batch_size)
+            yield self._chunk.cut((series[part], steps[part]), self._input_names)
+
+
+def history_ends(
+    entries: Sequence[Mapping[str, Any]],
+    first_position: int,
+    config: WindowConfig,
+    held_out: int = 0,
+) -> SeriesArrays:
+    """The ends of a batch of series: all that their forecasts depend on.
+
+    Parameters
+    ----------
+    entries
+        GluonTS data entries.
+    first_position
+        The first one's place in the dataset, for messages.
+    config
+        What a window holds.
+    held_out
+        Steps before the end at which further windows will be cut.
+
+    Raises
+    ------
+    ValueError
+        If an entry does not have the fields that the configuration expects.
+    """
+    ends = []
+    for position, entry in enumerate(entries, start=first_position):
+        checked = read_entry(entry, position, config, forecast=True)
+        length = len(checked[TARGET])
+        last_observed = int(np.argmax(np.isfinite(checked[TARGET]).any(axis=-1)[::-1]))
+        skipped = max(0, length - max(config.context_length + held_out, last_observed + 1))
+        end = {name: checked[name][skipped:] for name in config.dynamic_fields}
+        end[FieldName.START] = checked[FieldName.START] + skipped
+        ends.append({**checked, **end})
+    return SeriesArrays(ends, config, future=True)
