@@ -1,13 +1,14 @@
 """Distribution heads: from a network's outputs to parameters, a loss, quantiles and forecasts."""
 
 from .names import HEADS, resolve_head
-from .parameters import ParameterHead, scales_parameters, scaling_for
+from .parameters import ParameterHead, has_cdf, scales_parameters, scaling_for
 from .point import PointOutput
 
 __all__ = [
     "HEADS",
     "ParameterHead",
     "PointOutput",
+    "has_cdf",
     "resolve_head",
     "scales_parameters",
     "scaling_for",

@@ -2,7 +2,8 @@
 
 from typing import Optional, Tuple
 
-from gluonts.torch.distributions import Output
+import torch
+from gluonts.torch.distributions import DistributionOutput, Output
 from torch import Tensor, nn
 from torch.distributions import constraints
 
@@ -67,3 +68,16 @@ def scales_parameters(distr_output: Output) -> bool:
     """Whether a head's scale acts on its parameters instead of its values, as with counts."""
     distr_cls = getattr(distr_output, "distr_cls", None)
     return getattr(distr_cls, "support", None) is constraints.nonnegative_integer
+
+
+def has_cdf(distr_output: Output) -> bool:
+    """Whether a head's distribution has a cdf and its inverse, as calibration needs them."""
+    if not isinstance(distr_output, DistributionOutput):
+        return False
+    head = ParameterHead(distr_output)
+    distribution = distr_output.distribution(head(torch.zeros(head.in_features)))
+    try:
+        distribution.icdf(distribution.cdf(distribution.sample()))
+    except (NotImplementedError, AttributeError):
+        return False
+    return True

@@ -1,0 +1,63 @@
+"""Data loaders, metrics, backtests, reports and plots for any GluonTS forecaster."""
+
+from .backtest import BacktestResult, backtest, gift_eval_windows, long_horizon, season_length
+from .datasets import (
+    from_long_frame,
+    load_jsonl,
+    load_long_csv,
+    load_m4,
+    load_monash,
+    load_wide,
+)
+from .errors import EvaluationError
+from .gift_eval import write_gift_eval
+from .long_horizon_data import Borders, LongHorizonDataset, StandardScaler, load_long_horizon
+from .metrics import (
+    CRPS,
+    DECILES,
+    DEFAULT_METRICS,
+    GIFT_EVAL_METRICS,
+    MASE,
+    MSIS,
+    IntervalCoverage,
+    LongHorizonMetrics,
+    UnscaledSeriesWarning,
+    long_horizon_metrics,
+)
+from .plots import plot_forecasts
+from .report import results_frame, results_markdown, results_table, write_results
+
+__all__ = [
+    "CRPS",
+    "DECILES",
+    "DEFAULT_METRICS",
+    "GIFT_EVAL_METRICS",
+    "MASE",
+    "MSIS",
+    "BacktestResult",
+    "Borders",
+    "EvaluationError",
+    "IntervalCoverage",
+    "LongHorizonDataset",
+    "LongHorizonMetrics",
+    "StandardScaler",
+    "UnscaledSeriesWarning",
+    "backtest",
+    "from_long_frame",
+    "gift_eval_windows",
+    "load_jsonl",
+    "load_long_csv",
+    "load_long_horizon",
+    "load_m4",
+    "load_monash",
+    "load_wide",
+    "long_horizon",
+    "long_horizon_metrics",
+    "plot_forecasts",
+    "results_frame",
+    "results_markdown",
+    "results_table",
+    "season_length",
+    "write_gift_eval",
+    "write_results",
+]

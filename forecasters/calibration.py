@@ -1,8 +1,14 @@
 """Conformal calibration of quantile levels on held-out windows."""
 
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Tuple
 
 import numpy as np
+import torch
+from gluonts.model.predictor import Predictor
+from torch.distributions import Distribution
+
+from .fields import TARGET, WindowConfig
+from .windows import held_out_steps
 
 _LARGEST_COVERAGE = 0.998
 
@@ -63,3 +69,53 @@ class Calibration:
 
     def __call__(self, level: float) -> float:
         return float(self.of(np.array(level)))
+
+
+def held_out_windows(
+    dataset: Iterable[Mapping[str, Any]], config: WindowConfig, windows: int
+) -> Iterator[Tuple[Dict[str, Any], np.ndarray]]:
+    """The windows that training with ``calibration_windows`` stayed clear of.
+
+    Yields
+    ------
+    entry, label
+        An entry that ends before the window, and the window's target ``[horizon]`` or
+        ``[horizon, channel]``.
+    """
+    for entry in dataset:
+        target = np.asarray(entry[TARGET], dtype=np.float32)
+        length = target.shape[-1]
+        held_out = int(held_out_steps(np.array(length), config, windows))
+        for begin in range(length - held_out, length, config.prediction_length):
+            end = begin + config.prediction_length
+            history = target[..., : begin - config.lead_time]
+            if np.isfinite(history).any() and np.isfinite(target[..., begin:end]).any():
+                yield {**entry, TARGET: history}, target[..., begin:end].T
+
+
+def calibrate(
+    predictor: Predictor, held_out: Iterable[Tuple[Mapping[str, Any], np.ndarray]]
+) -> Calibration:
+    """Calibrate on windows that the predictor's training stayed clear of."""
+    entries, labels = zip(*held_out)
+    transforms = [
+        probability_transform(forecast.distribution, label)
+        for forecast, label in zip(predictor.predict(entries), labels)
+    ]
+    return Calibration.fit(np.concatenate(transforms))
+
+
+def probability_transform(distribution: Distribution, label: np.ndarray) -> np.ndarray:
+    """Predictive cdf at the observed values of a label ``[value]``.
+
+    Within the jumps of a discrete distribution it is drawn uniformly (Czado et al. 2009), so
+    that a right distribution gives uniform values.
+    """
+    observed = np.isfinite(label)
+    values = torch.from_numpy(np.where(observed, label, 0.0).astype(np.float32))
+    transform = distribution.cdf(values)
+    if distribution.support is not None and distribution.support.is_discrete:
+        below = distribution.cdf((values - 1).clamp_min(0))
+        below = torch.where(values >= 1, below, torch.zeros_like(below))
+        transform = below + torch.rand_like(below) * (transform - below)
+    return transform.numpy()[observed]

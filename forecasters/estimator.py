@@ -37,7 +37,8 @@ from gluonts.transform.sampler import InstanceSampler
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from ..backends import get_backend
-from ..distributions import resolve_head
+from ..distributions import has_cdf, resolve_head
+from .calibration import Calibration, calibrate, held_out_windows
 from .fields import (
     FEAT_DYNAMIC_REAL,
     FEAT_STATIC_CAT,
@@ -79,6 +80,7 @@ class SharedSettings(TypedDict, total=False):
     batch_size: int
     num_batches_per_epoch: int
     early_stopping_patience: Optional[int]
+    calibration_windows: int
     train_sampler: Optional[InstanceSampler]
     validation_sampler: Optional[InstanceSampler]
     trainer_kwargs: Optional[Dict[str, Any]]
@@ -132,6 +134,10 @@ class MoEEstimator(PyTorchLightningEstimator):
         Batches per epoch.
     early_stopping_patience
         Stop after this many epochs without improvement; ``None`` trains to the end.
+    calibration_windows
+        Calibrate the forecasts' quantiles on this many windows at the end of each series. The
+        network is then trained twice, first without these windows to see how often its intervals
+        cover them, then on everything. 0 leaves the quantiles as the head has them.
     train_sampler, validation_sampler
         GluonTS samplers of windows. By default, training draws among all windows with a full
         context, and validation takes the last window of each series.
@@ -177,6 +183,7 @@ class MoEEstimator(PyTorchLightningEstimator):
         batch_size: int = 32,
         num_batches_per_epoch: int = 50,
         early_stopping_patience: Optional[int] = None,
+        calibration_windows: int = 0,
         train_sampler: Optional[InstanceSampler] = None,
         validation_sampler: Optional[InstanceSampler] = None,
         trainer_kwargs: Optional[Dict[str, Any]] = None,
@@ -184,6 +191,8 @@ class MoEEstimator(PyTorchLightningEstimator):
         seed: Optional[int] = None,
         backend: str = "auto",
     ) -> None:
+        if calibration_windows < 0:
+            raise ValueError(f"calibration_windows={calibration_windows} must not be negative")
         for name, value in (
             ("batch_size", batch_size),
             ("num_batches_per_epoch", num_batches_per_epoch),
@@ -230,6 +239,12 @@ class MoEEstimator(PyTorchLightningEstimator):
         self.batch_size = batch_size
         self.num_batches_per_epoch = num_batches_per_epoch
         self.early_stopping_patience = early_stopping_patience
+        self.calibration_windows = calibration_windows
+        if calibration_windows and not has_cdf(self.distr_output):
+            raise ValueError(
+                f"calibration_windows={calibration_windows} needs a head with a cumulative "
+                f"distribution function, which {type(self.distr_output).__name__} lacks"
+            )
         self.train_sampler = train_sampler
         self.validation_sampler = validation_sampler
         self.max_dataset_bytes = max_dataset_bytes or int(_SHARE_OF_MEMORY * _memory_in_bytes())
@@ -264,7 +279,12 @@ class MoEEstimator(PyTorchLightningEstimator):
         return Identity()
 
     def create_training_data_loader(
-        self, data: Dataset, module: ForecastModule, cache_data: bool = False, **kwargs: Any
+        self,
+        data: Dataset,
+        module: ForecastModule,
+        cache_data: bool = False,
+        calibration_windows: int = 0,
+        **kwargs: Any,
     ) -> TrainingWindows:
         return TrainingWindows(
             data,
@@ -275,6 +295,7 @@ class MoEEstimator(PyTorchLightningEstimator):
             seed=int(torch.randint(2**31, ())),
             sampler=self.train_sampler,
             max_bytes=None if cache_data else self.max_dataset_bytes,
+            calibration_windows=calibration_windows,
         )
 
     def create_validation_data_loader(
@@ -325,25 +346,67 @@ class MoEEstimator(PyTorchLightningEstimator):
         FileNotFoundError
             If there is no checkpoint at ``ckpt_path``.
         """
+        arguments = training_data, validation_data, from_predictor, cache_data
         with _seeded(self.seed):
-            module = self.create_lightning_module()
-            windows = self.create_training_data_loader(training_data, module, cache_data=cache_data)
-            validation = None
-            if validation_data is not None:
-                validation = self.create_validation_data_loader(validation_data, module)
-            if from_predictor is None:
-                module.network.features.fit(windows.first_chunk)
-            else:
-                weights = from_predictor.network.state_dict()
-                load_matching(module.network, weights, "the predictor to train from")
-            trainer = self._fit(module, windows, validation, ckpt_path)
-        module.eval()
+            calibration: Optional[Calibration] = None
+            if self.calibration_windows:
+                calibration = self._calibrate(*arguments)
+            module, trainer = self._train_module(*arguments, ckpt_path=ckpt_path)
+        predictor = self.create_predictor(None, module)
+        predictor.calibration = calibration
         return TrainOutput(
             transformation=self.create_transformation(),
             trained_net=module,
             trainer=trainer,
-            predictor=self.create_predictor(None, module),
+            predictor=predictor,
         )
+
+    def _calibrate(
+        self,
+        training_data: Dataset,
+        validation_data: Optional[Dataset],
+        from_predictor: Optional[MoEPredictor],
+        cache_data: bool,
+    ) -> Optional[Calibration]:
+        """Train without the calibration windows, and see how often intervals cover them."""
+        held_out = list(held_out_windows(training_data, self.window, self.calibration_windows))
+        if not held_out:
+            logger.warning(
+                "calibration_windows=%d: no series is long enough to hold out a window and still "
+                "train on a horizon of others; the forecasts are not calibrated",
+                self.calibration_windows,
+            )
+            return None
+        logger.info("Training without the last windows, to calibrate on them")
+        module, _ = self._train_module(
+            training_data, validation_data, from_predictor, cache_data, self.calibration_windows
+        )
+        return calibrate(self.create_predictor(None, module), held_out)
+
+    def _train_module(
+        self,
+        training_data: Dataset,
+        validation_data: Optional[Dataset],
+        from_predictor: Optional[MoEPredictor],
+        cache_data: bool,
+        windows: int = 0,
+        ckpt_path: Optional[str] = None,
+    ) -> Tuple[ForecastModule, pl.Trainer]:
+        """Train a network, staying clear of calibration windows."""
+        module = self.create_lightning_module()
+        training = self.create_training_data_loader(
+            training_data, module, cache_data=cache_data, calibration_windows=windows
+        )
+        validation = None
+        if validation_data is not None:
+            validation = self.create_validation_data_loader(validation_data, module)
+        if from_predictor is None:
+            module.network.features.fit(training.first_chunk)
+        else:
+            weights = from_predictor.network.state_dict()
+            load_matching(module.network, weights, "the predictor to train from")
+        trainer = self._fit(module, training, validation, ckpt_path)
+        return module.eval(), trainer
 
     def _fit(
         self,
@@ -375,7 +438,7 @@ class MoEEstimator(PyTorchLightningEstimator):
         except BaseException:
             if checkpoint.last_model_path:
                 logger.error(
-                    "Training stopped in epoch %d. Go on from its last checkpoint with ckpt_path=%r",
+                    "Training stopped in epoch %d. Go on from its checkpoint with ckpt_path=%r",
                     trainer.current_epoch,
                     checkpoint.last_model_path,
                 )
@@ -426,7 +489,7 @@ class MoEEstimator(PyTorchLightningEstimator):
 
 
 def takes_shared_settings(init: Callable[..., None]) -> Callable[..., None]:
-    """Complete an estimator's ``__init__(self, …, **shared)`` with :class:`MoEEstimator`'s settings.
+    """Complete ``__init__(self, …, **shared)`` with :class:`MoEEstimator`'s settings.
 
     The constructor then validates and converts all of them as GluonTS's ``validated`` does, and
     its signature names them, so that command lines and hyperparameters know each.
@@ -453,10 +516,8 @@ def takes_shared_settings(init: Callable[..., None]) -> Callable[..., None]:
 
 def default_context_length(freq: str, prediction_length: int) -> int:
     """Four horizons, and at least two seasons."""
-    if granularity(freq) == "day":
-        season = 7
-    else:
-        season = get_seasonality(parse_frequency(freq).freqstr)
+    daily = granularity(freq) == "day"
+    season = 7 if daily else get_seasonality(parse_frequency(freq).freqstr)
     return max(4 * prediction_length, min(2 * season, 1024))
 
 

@@ -70,6 +70,7 @@ class WindowFeatures(nn.Module):
     def fit(self, series: SeriesArrays) -> None:
         """Take the moments of the training set."""
         for name, scaler in self.scalers.items():
+            assert isinstance(scaler, FeatureScaler)
             mean, deviation = series.feature_moments(name)
             scaler.loc.copy_(torch.from_numpy(mean))
             scaler.scale.copy_(torch.from_numpy(deviation))

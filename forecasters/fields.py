@@ -224,8 +224,7 @@ def _check_lengths(
 
 
 @equals.register(FrozenSettings)
-def _equal_settings(this: FrozenSettings, that: object) -> bool:
-    return type(this) is type(that) and equals(
-        this.__getnewargs_ex__()[1],
-        that.__getnewargs_ex__()[1],  # type: ignore[attr-defined]
-    )
+def _equal_settings(this: FrozenSettings, that: Any) -> bool:
+    if type(this) is not type(that):
+        return False
+    return equals(this.__getnewargs_ex__()[1], that.__getnewargs_ex__()[1])

@@ -2,7 +2,7 @@
 
 import warnings
 from functools import lru_cache
-from typing import List
+from typing import Any, List
 
 import pandas as pd
 from gluonts.time_feature import TimeFeature, time_features_from_frequency_str
@@ -60,7 +60,7 @@ def parse_frequency(freq: str) -> offsets.BaseOffset:
                 break
             except ValueError:
                 continue
-    if type(offset) not in _GRANULARITIES:
+    if offset is None or type(offset) not in _GRANULARITIES:
         raise ValueError(
             f"freq={freq!r} is no frequency that series can have: "
             "use a pandas alias such as 'h', '15min', 'D', 'W-SUN', 'M', 'Q' or 'Y'"
@@ -76,13 +76,11 @@ def granularity(freq: str) -> str:
 def same_frequency(freq: str, offset: offsets.BaseOffset) -> bool:
     """Whether an offset has the unit and the multiple of ``freq``; anchors may differ."""
     expected = parse_frequency(freq)
-    return (
-        _GRANULARITIES.get(type(offset)) == _GRANULARITIES[type(expected)]
-        and offset.n == expected.n
-    )
+    unit = _GRANULARITIES.get(type(offset))
+    return unit == _GRANULARITIES[type(expected)] and offset.n == expected.n
 
 
-def to_period(start: object, freq: str) -> pd.Period:
+def to_period(start: Any, freq: str) -> pd.Period:
     """A series' start as a period.
 
     Parameters
@@ -105,7 +103,7 @@ def to_period(start: object, freq: str) -> pd.Period:
     offset = parse_frequency(freq)
     alias = _PERIOD_ALIASES.get(granularity(freq))
     try:
-        return pd.Period(start, freq=offset if alias is None else f"{offset.n}{alias}")
+        return pd.Period(start, freq=offset.freqstr if alias is None else f"{offset.n}{alias}")
     except (TypeError, ValueError) as error:
         raise ValueError(f"start={start!r} is no point in time: {error}") from error
 

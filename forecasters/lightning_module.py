@@ -105,7 +105,7 @@ class ForecastModule(pl.LightningModule):
                 f"lower lr={self.optimizer_config.lr} or set gradient_clip_val in trainer_kwargs"
             )
 
-    def configure_optimizers(self) -> Dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         config = self.optimizer_config
         optimizer = torch.optim.AdamW(
             (parameter for parameter in self.network.parameters() if parameter.requires_grad),

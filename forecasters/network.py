@@ -184,9 +184,9 @@ def resolve_scaling(scaling: Optional[str], distr_output: Output) -> str:
 
 
 @equals.register(ForecastNetwork)
-def _equal_networks(this: ForecastNetwork, that: object) -> bool:
+def _equal_networks(this: ForecastNetwork, that: Any) -> bool:
     """Networks are equal if their settings and their weights are."""
-    if type(this) is not type(that) or not equals(this.config, that.config):  # type: ignore[attr-defined]
+    if type(this) is not type(that) or not equals(this.config, that.config):
         return False
-    ours, theirs = this.state_dict(), that.state_dict()  # type: ignore[attr-defined]
+    ours, theirs = this.state_dict(), that.state_dict()
     return all(torch.equal(ours[name].cpu(), theirs[name].cpu()) for name in ours)

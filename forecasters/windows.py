@@ -100,14 +100,20 @@ class SeriesArrays:
         """The window at the end of each series, ``held_out`` steps before its end."""
         return np.arange(len(self)), self.lengths - held_out
 
-    def trainable_anchors(self) -> Anchors:
+    def trainable_anchors(self, calibration_windows: int = 0) -> Anchors:
         """All windows with a full context where the series has one, and something to learn.
 
         A series shorter than context and horizon gives the window with the longest context it
         has. A window needs an observed value in its context and in its horizon.
+
+        Parameters
+        ----------
+        calibration_windows
+            Windows at the end of each series to stay clear of, see :func:`held_out_steps`.
         """
         config = self.config
-        latest = self.lengths - config.future_length
+        held_out = held_out_steps(self.lengths, config, calibration_windows)
+        latest = self.lengths - held_out - config.future_length
         earliest = np.minimum(config.context_length, latest)
         counts = np.where(latest >= 1, latest - earliest + 1, 0)
         series = np.repeat(np.arange(len(self)), counts)
@@ -257,6 +263,17 @@ class SeriesArrays:
         return np.concatenate(tables).astype(np.float32), np.array(positions)
 
 
+def held_out_steps(lengths: np.ndarray, config: WindowConfig, windows: int) -> np.ndarray:
+    """Steps ``[series]`` at the end of each series that are kept from training for calibration.
+
+    As many horizons as asked for, but no more than leave one further horizon of windows with a
+    full context to train on: a network trained on less would not be like the one to calibrate.
+    """
+    spare = lengths - config.context_length - config.future_length - config.prediction_length
+    available = spare // config.prediction_length
+    return np.clip(available, 0, windows) * config.prediction_length
+
+
 def fill_missing(values: np.ndarray, observed: np.ndarray, fallback: np.ndarray) -> np.ndarray:
     """Fill the missing values of windows.
 
@@ -340,6 +357,8 @@ class TrainingWindows:
         series with a full context is equally likely.
     max_bytes
         Memory for the series; ``None`` for no limit.
+    calibration_windows
+        Windows at the end of each series that are kept from training.
 
     Raises
     ------
@@ -357,6 +376,7 @@ class TrainingWindows:
         seed: int,
         sampler: Optional[InstanceSampler] = None,
         max_bytes: Optional[int] = None,
+        calibration_windows: int = 0,
     ) -> None:
         self._dataset = dataset
         self._config = config
@@ -366,6 +386,7 @@ class TrainingWindows:
         self.seed = seed
         self._window_sampler = sampler
         self._max_bytes = max_bytes
+        self._calibration_windows = calibration_windows
         self.epoch = 0
 
         chunks = read_chunks(dataset, config, max_bytes)
@@ -398,10 +419,7 @@ class TrainingWindows:
 
     def _resident(self, generator: np.random.Generator) -> Iterator[Batch]:
         assert self._anchors is not None
-        pick = _sampled(
-            self.first_chunk, self._anchors, self._window_sampler, generator, self._batch_size
-        )
-        for anchors in pick:
+        for anchors in self._draw(self.first_chunk, self._anchors, generator):
             yield self.first_chunk.cut(anchors, self._input_names)
 
     def _streamed(self, generator: np.random.Generator) -> Iterator[Batch]:
@@ -411,9 +429,9 @@ class TrainingWindows:
             if len(anchors[0]) == 0:
                 continue
             one_pass = max(len(chunk), int(chunk.lengths.sum()) // self._config.context_length)
-            pick = _sampled(chunk, anchors, self._window_sampler, generator, self._batch_size)
+            drawn = self._draw(chunk, anchors, generator)
             for _ in range(max(one_pass // self._batch_size, 1)):
-                yield chunk.cut(next(pick), self._input_names)
+                yield chunk.cut(next(drawn), self._input_names)
 
     def _next_chunk(self) -> SeriesArrays:
         if self._chunks is None:
@@ -424,8 +442,31 @@ class TrainingWindows:
             return self._next_chunk()
         return chunk
 
+    def _draw(
+        self, chunk: SeriesArrays, anchors: Anchors, generator: np.random.Generator
+    ) -> Iterator[Anchors]:
+        """An endless run of batches of anchors."""
+        if self._window_sampler is None:
+            series, steps = anchors
+            while True:
+                picked = generator.integers(len(series), size=self._batch_size)
+                yield series[picked], steps[picked]
+        pending: List[Tuple[int, int]] = []
+        while True:
+            found = 0
+            for i in generator.permutation(len(chunk)).tolist():
+                sampled = sample(chunk, i, self._window_sampler, self._calibration_windows)
+                found += len(sampled)
+                pending.extend((i, step) for step in sampled)
+                while len(pending) >= self._batch_size:
+                    batch = np.array(pending[: self._batch_size])
+                    pending = pending[self._batch_size :]
+                    yield batch[:, 0], batch[:, 1]
+            if not found:
+                raise ValueError(f"train_sampler={self._window_sampler!r} picks no window")
+
     def _all_anchors(self, chunk: SeriesArrays, required: bool = True) -> Anchors:
-        anchors = chunk.trainable_anchors()
+        anchors = chunk.trainable_anchors(self._calibration_windows)
         needed = self._config.future_length + 1
         too_short = int((chunk.lengths < needed).sum())
         if required and len(anchors[0]) == 0:
@@ -445,40 +486,18 @@ class TrainingWindows:
         return anchors
 
 
-def _sampled(
-    chunk: SeriesArrays,
-    anchors: Anchors,
-    sampler: Optional[InstanceSampler],
-    generator: np.random.Generator,
-    batch_size: int,
-) -> Iterator[Anchors]:
-    """An endless run of batches of anchors."""
-    if sampler is None:
-        series, steps = anchors
-        while True:
-            picked = generator.integers(len(series), size=batch_size)
-            yield series[picked], steps[picked]
-    pending: List[Tuple[int, int]] = []
-    while True:
-        before = len(pending)
-        for series_index in generator.permutation(len(chunk)):
-            pending.extend((series_index, step) for step in sample(chunk, series_index, sampler))
-            while len(pending) >= batch_size:
-                chosen, pending = np.array(pending[:batch_size]), pending[batch_size:]
-                yield chosen[:, 0], chosen[:, 1]
-                before = -1
-        if len(pending) == before:
-            raise ValueError(f"{sampler!r} picks no window of any series")
-
-
-def sample(chunk: SeriesArrays, series: int, sampler: InstanceSampler) -> List[int]:
+def sample(
+    chunk: SeriesArrays, series: int, sampler: InstanceSampler, calibration_windows: int = 0
+) -> List[int]:
     """The steps at which a GluonTS sampler starts forecasts of one series.
 
     GluonTS's samplers reckon with ``min_future``; a step too late for lead time and horizon, or
     without a step of context, is left out.
     """
-    latest = chunk.lengths[series] - chunk.config.future_length
-    return [int(step) for step in sampler(chunk.target_of(series)) if 1 <= step <= latest]
+    length = chunk.lengths[series]
+    length = length - held_out_steps(length, chunk.config, calibration_windows)
+    steps = sampler(chunk.target_of(series)[..., :length])
+    return [int(step) for step in steps if 1 <= step <= length - chunk.config.future_length]
 
 
 class ValidationWindows:

@@ -1,0 +1,338 @@
+"""The command line: `python -m moecast.evaluation backtest | long-horizon`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+import warnings
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Iterator, List, Optional
+
+import numpy as np
+import torch
+import typer
+from gluonts.dataset.field_names import FieldName
+from rich.console import Console
+from rich.markup import escape
+
+from .backtest import BacktestResult, backtest, long_horizon, season_length
+from .datasets import Entry, load_jsonl, load_long_csv, load_m4, load_monash, load_wide
+from .errors import EvaluationError
+from .gift_eval import write_gift_eval
+from .long_horizon_data import load_long_horizon
+from .plots import plot_forecasts
+from .report import results_table, write_results
+from .specs import ForecasterSpec, dimensions, parse_forecasters
+
+_FILE_WIDTH = 160
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    help="Evaluate probabilistic forecasters: any GluonTS Estimator or Predictor by class path.",
+)
+
+
+class DataFormat(str, Enum):
+    """How series lie in a file."""
+
+    LONG_HORIZON = "long-horizon"
+    WIDE = "wide"
+    M4 = "m4"
+    MONASH = "monash"
+    FRAME = "frame"
+    JSONL = "jsonl"
+
+
+Data = Annotated[Path, typer.Option("--data", help="The data file (or folder of JSON lines).")]
+Forecasters = Annotated[
+    List[str],
+    typer.Option(
+        "--forecaster",
+        metavar="[NAME=]CLASS",
+        help="Class path, such as gluonts.torch.DLinearEstimator; may be repeated.",
+    ),
+]
+Settings = Annotated[
+    Optional[List[str]],
+    typer.Option(
+        "--set",
+        metavar="[NAME.]PARAMETER=VALUE",
+        help="Constructor argument, JSON where it parses; may be repeated. Without NAME it goes to "
+        "every forecaster that takes it.",
+    ),
+]
+Freq = Annotated[
+    Optional[str],
+    typer.Option(help="pandas frequency; needed for m4, monash and jsonl, else inferred."),
+]
+Multivariate = Annotated[
+    bool, typer.Option("--multivariate", help="One series with all columns as channels.")
+]
+Seed = Annotated[int, typer.Option(help="Seed of NumPy's and torch's random numbers.")]
+Out = Annotated[Optional[Path], typer.Option(help="Folder for the result files.")]
+
+
+@app.command("backtest")
+def backtest_command(
+    data: Data,
+    forecaster: Forecasters,
+    prediction_length: Annotated[int, typer.Option(help="Steps to forecast.")],
+    format: Annotated[DataFormat, typer.Option(help="How series lie in the file.")] = (
+        DataFormat.WIDE
+    ),
+    set_: Settings = None,
+    windows: Annotated[
+        Optional[int], typer.Option(help="Test windows per series; by default GIFT-Eval's rule.")
+    ] = None,
+    distance: Annotated[
+        Optional[int], typer.Option(help="Steps between windows; by default the horizon.")
+    ] = None,
+    freq: Freq = None,
+    context_length: Annotated[
+        Optional[int], typer.Option(help="For forecasters that take it.")
+    ] = None,
+    seasonality: Annotated[
+        Optional[int], typer.Option(help="Steps per season; by default from the frequency.")
+    ] = None,
+    timestamp: Annotated[
+        Optional[str], typer.Option(help="Name of the column of timestamps.")
+    ] = None,
+    target: Annotated[str, typer.Option(help="frame: column of the target.")] = "target",
+    item_id: Annotated[str, typer.Option(help="frame: column naming the series.")] = "item_id",
+    feat_dynamic_real: Annotated[
+        Optional[List[str]], typer.Option(help="frame: column known ahead; may be repeated.")
+    ] = None,
+    past_feat_dynamic_real: Annotated[
+        Optional[List[str]], typer.Option(help="frame: column of the past; may be repeated.")
+    ] = None,
+    feat_static_cat: Annotated[
+        Optional[List[str]], typer.Option(help="frame: category per series; may be repeated.")
+    ] = None,
+    feat_static_real: Annotated[
+        Optional[List[str]], typer.Option(help="frame: number per series; may be repeated.")
+    ] = None,
+    fill_features: Annotated[
+        Optional[float], typer.Option(help="frame: value of features where they have none.")
+    ] = None,
+    test_data: Annotated[Optional[Path], typer.Option(help="m4: the test file.")] = None,
+    multivariate: Multivariate = False,
+    validate: Annotated[
+        bool, typer.Option("--validate", help="Hold one horizon out of training to validate on.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(help="Windows scored at a time.")] = 512,
+    name: Annotated[
+        Optional[str], typer.Option(help="Name of the data set; by default the file's.")
+    ] = None,
+    domain: Annotated[str, typer.Option(help="GIFT-Eval's domain, such as Energy.")] = "",
+    plot: Annotated[Optional[Path], typer.Option(help="File for a plot of forecasts.")] = None,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """Train, forecast rolling windows at the end of each series, score by GIFT-Eval's metrics.
+
+    Writes all_results.csv and config.json into OUT, for several forecasters in a folder each.
+    """
+    with _session(forecaster, set_) as (specs, trainer_kwargs):
+        dataset = _load(
+            data,
+            format,
+            freq,
+            timestamp,
+            test_data=test_data,
+            multivariate=multivariate,
+            target=target,
+            item_id=item_id,
+            feat_dynamic_real=feat_dynamic_real or [],
+            past_feat_dynamic_real=past_feat_dynamic_real or [],
+            feat_static_cat=feat_static_cat or [],
+            feat_static_real=feat_static_real or [],
+            fill_features=fill_features,
+        )
+        start = dataset[0][FieldName.START]
+        results = []
+        for spec in specs:
+            _seed(seed)
+            built = spec.build(
+                freq=start.freqstr,
+                prediction_length=prediction_length,
+                context_length=context_length,
+                season_length=season_length(start) if seasonality is None else seasonality,
+                trainer_kwargs=trainer_kwargs,
+                **dimensions(dataset),
+            )
+            _say(f"{spec.name} …")
+            result = backtest(
+                built,
+                dataset,
+                prediction_length=prediction_length,
+                windows=windows,
+                distance=distance,
+                seasonality=seasonality,
+                validate=validate,
+                batch_size=batch_size,
+                keep_forecasts=plot is not None,
+                dataset_name=data.name.split(".")[0] if name is None else name,
+                model=spec.name,
+            )
+            results.append(result)
+        _print_table(results)
+        if plot is not None:
+            forecasts = {result.model: result.forecasts or () for result in results}
+            plot_forecasts(forecasts, results[0].test_data, path=plot)
+        if out is not None:
+            for folder in write_gift_eval(results, out, domain=domain):
+                _say(f"wrote {folder / 'all_results.csv'} and config.json")
+
+
+@app.command("long-horizon")
+def long_horizon_command(
+    data: Data,
+    forecaster: Forecasters,
+    prediction_length: Annotated[
+        List[int], typer.Option(help="Steps to forecast; may be repeated.")
+    ],
+    set_: Settings = None,
+    context_length: Annotated[
+        int, typer.Option(help="Steps seen before each window, also by the constructor.")
+    ] = 336,
+    freq: Freq = None,
+    timestamp: Annotated[str, typer.Option(help="Name of the column of timestamps.")] = "date",
+    split: Annotated[
+        str, typer.Option(help="ett (12, 4, 4 months), ratio (70, 10, 20 %) or auto.")
+    ] = "auto",
+    as_published: Annotated[
+        bool,
+        typer.Option(
+            "--as-published",
+            help="Take -9999 as a measurement and all rows as evenly spaced, as the papers do.",
+        ),
+    ] = False,
+    stride: Annotated[int, typer.Option(help="Steps between windows.")] = 1,
+    multivariate: Multivariate = False,
+    batch_size: Annotated[int, typer.Option(help="Windows scored at a time.")] = 256,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """Score every window of the test part on the standardised scale, as long-horizon papers do.
+
+    Writes results.csv and results.md into OUT.
+    """
+    with _session(forecaster, set_) as (specs, trainer_kwargs):
+        as_is: dict[str, Any] = {"missing_values": (), "irregular": "keep"} if as_published else {}
+        dataset = load_long_horizon(
+            data,
+            split=split,  # type: ignore[arg-type]
+            freq=freq,
+            timestamp=timestamp,
+            **as_is,
+        )
+        results: List[BacktestResult] = []
+        for horizon in prediction_length:
+            dataset.test_windows(horizon, context_length, stride=stride)
+            for spec in specs:
+                _seed(seed)
+                built = spec.build(
+                    freq=dataset.freq,
+                    prediction_length=horizon,
+                    context_length=context_length,
+                    season_length=season_length(dataset.start),
+                    trainer_kwargs=trainer_kwargs,
+                    **dimensions(dataset.training_entries(multivariate=multivariate)),
+                )
+                _say(f"{spec.name}, {horizon} steps …")
+                result = long_horizon(
+                    built,
+                    dataset,
+                    prediction_length=horizon,
+                    context_length=context_length,
+                    multivariate=multivariate,
+                    stride=stride,
+                    batch_size=batch_size,
+                    model=spec.name,
+                )
+                results.append(result)
+        _print_table(results)
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            for file in ("results.csv", "results.md"):
+                write_results(results, out / file)
+                _say(f"wrote {out / file}")
+
+
+def _load(
+    data: Path,
+    format: DataFormat,
+    freq: Optional[str],
+    timestamp: Optional[str],
+    *,
+    test_data: Optional[Path],
+    multivariate: bool,
+    **frame_options: Any,
+) -> List[Entry]:
+    options: dict[str, Any] = {} if timestamp is None else {"timestamp": timestamp}
+    if format is DataFormat.WIDE:
+        return load_wide(data, freq=freq, multivariate=multivariate, **options)
+    if format is DataFormat.LONG_HORIZON:
+        return load_long_horizon(data, freq=freq, **options).entries(multivariate=multivariate)
+    if format is DataFormat.FRAME:
+        return load_long_csv(data, freq=freq, **options, **frame_options)
+    if freq is None:
+        raise EvaluationError(
+            f"--format {format.value} does not state the frequency; give it, as in --freq h."
+        )
+    if format is DataFormat.MONASH:
+        return load_monash(data, freq=freq, **options)
+    if format is DataFormat.M4:
+        return load_m4(data, test_data, freq=freq)
+    return load_jsonl(data, freq=freq)
+
+
+@contextmanager
+def _session(
+    paths: List[str], assignments: Optional[List[str]]
+) -> Iterator[tuple[List[ForecasterSpec], dict[str, Any]]]:
+    """Give the forecasters asked for, and Lightning settings for those that train.
+
+    The settings keep checkpoints out of the working folder and the output short. An
+    `EvaluationError` inside is printed as one sentence and exits with 2; others keep their
+    traceback.
+    """
+    try:
+        specs = parse_forecasters(paths, assignments or [])
+        # Lightning sets its log level when it is imported, which the forecasters do.
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+        warnings.filterwarnings("ignore", module=r"lightning\.pytorch")
+        with tempfile.TemporaryDirectory(prefix="moecast-") as folder:
+            yield (
+                specs,
+                {
+                    "default_root_dir": folder,
+                    "logger": False,
+                    "enable_model_summary": False,
+                    "enable_progress_bar": sys.stderr.isatty(),
+                },
+            )
+    except EvaluationError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}")
+        raise typer.Exit(2) from error
+
+
+def _seed(seed: int) -> None:
+    np.random.seed(seed)  # noqa: NPY002  GluonTS samples from the global generator
+    torch.manual_seed(seed)
+
+
+def _print_table(results: List[BacktestResult]) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_FILE_WIDTH)
+    console.print(results_table(results))
+
+
+def _say(text: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(escape(text), style="dim")
