@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, Callable, Dict, Mapping, Optional
+from typing import Any, Callable, Dict, List, Mapping, Optional
 
 import lightning.pytorch as pl
 import torch
@@ -65,18 +65,28 @@ class ForecastModule(pl.LightningModule):
         super().__init__()
         self.network = network
         self.optimizer_config = optimizer_config
+        self._epoch_losses: Dict[str, List[Tensor]] = {}
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         output = self.network.outputs(batch, self._draw_patch_size())
         loss = self.network.loss(
             output, batch["future_target"], batch["future_observed_values"]
         ).mean()
-        self.log("train_loss", loss, on_epoch=True, on_step=False, prog_bar=True)
+        self._remember("train_loss", loss)
         if not any(routing.is_sparse for routing in output.routings.values()):
             return loss
         balance = total_balance_loss(output.routings)
-        self.log("balance_loss", balance, on_epoch=True, on_step=False)
+        self._remember("balance_loss", balance)
         return loss + self.optimizer_config.aux_weight * balance
+
+    def _remember(self, name: str, loss: Tensor) -> None:
+        # Logged once an epoch: Lightning's log takes longer than a small model's forward pass.
+        self._epoch_losses.setdefault(name, []).append(loss.detach())
+
+    def transfer_batch_to_device(
+        self, batch: Mapping[str, Tensor], device: torch.device, dataloader_idx: int
+    ) -> Dict[str, Tensor]:
+        return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """Mean loss over the patch sizes, so that it does not depend on a draw."""
@@ -98,12 +108,15 @@ class ForecastModule(pl.LightningModule):
         return sizes[0] if len(sizes) == 1 else sizes[int(torch.randint(len(sizes), ()))]
 
     def on_train_epoch_end(self) -> None:
-        loss = self.trainer.callback_metrics.get("train_loss")
-        if loss is not None and not torch.isfinite(loss):
+        means = {name: torch.stack(losses).mean() for name, losses in self._epoch_losses.items()}
+        self._epoch_losses.clear()
+        if not torch.isfinite(means["train_loss"]):
             raise RuntimeError(
-                f"train_loss became {loss.item()} in epoch {self.current_epoch}: "
+                f"train_loss became {means['train_loss'].item()} in epoch {self.current_epoch}: "
                 f"lower lr={self.optimizer_config.lr} or set gradient_clip_val in trainer_kwargs"
             )
+        for name, mean in means.items():
+            self.log(name, mean, prog_bar=name == "train_loss", sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         config = self.optimizer_config

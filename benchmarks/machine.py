@@ -1,0 +1,22 @@
+"""What a benchmark ran on, for the line above its figures."""
+
+import os
+import platform
+from importlib.metadata import version
+
+import torch
+
+
+def describe_machine() -> str:
+    """Processor, cores, threads, accelerator and the versions that matter, in one line."""
+    processor = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as lines:
+            names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
+        processor = names[0] if names else processor
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    versions = ", ".join(f"{name} {version(name)}" for name in ("moecast", "torch", "gluonts"))
+    return (
+        f"{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {accelerator}; "
+        f"Python {platform.python_version()}, {versions}"
+    )

@@ -1,0 +1,48 @@
+"""Tiny trained predictors, one per model, shared by all tests that only read them."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from pathlib import Path
+from typing import Callable
+
+import pytest
+
+# Tests are no package; this is where they find model_cases.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from model_cases import MODELS, Factory, series
+
+from moecast.forecasters import MoEPredictor
+
+for name in ("lightning.pytorch", "lightning.fabric"):
+    logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@pytest.fixture(params=list(MODELS))
+def model(request: pytest.FixtureRequest) -> str:
+    """Every model in turn."""
+    return request.param
+
+
+@pytest.fixture
+def make_estimator(model: str) -> Factory:
+    return MODELS[model]
+
+
+@pytest.fixture(scope="session")
+def trained_predictor() -> Callable[[str], MoEPredictor]:
+    """Trains a model on :func:`series` when it is first asked for; not to be changed."""
+
+    @functools.cache
+    def train(name: str) -> MoEPredictor:
+        return MODELS[name]().train(series())
+
+    return train
+
+
+@pytest.fixture
+def predictor(model: str, trained_predictor: Callable[[str], MoEPredictor]) -> MoEPredictor:
+    return trained_predictor(model)
