@@ -22,11 +22,10 @@ from gluonts.dataset.split import split
 from gluonts.model import Estimator, Predictor
 from gluonts.torch import DLinearEstimator
 from machine import describe_machine
-from rich.console import Console
-from rich.table import Table
-
 from moecast.evaluation import DECILES, load_wide
 from moecast.forecasters import MoLEEstimator
+from rich.console import Console
+from rich.table import Table
 
 CONTEXT, HORIZON, BATCH = 336, 96, 32
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, Callable, Dict, List, Mapping, Optional
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 import lightning.pytorch as pl
 import torch
@@ -127,26 +127,27 @@ class ForecastModule(pl.LightningModule):
             # Lightning cannot clip gradients for a fused optimiser under a gradient scaler.
             fused=self.trainer.scaler is None,
         )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor())
+        factor, interval = self._lr_factor()
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+            "lr_scheduler": {"scheduler": scheduler, "interval": interval},
         }
 
-    def _lr_factor(self) -> Callable[[int], float]:
+    def _lr_factor(self) -> Tuple[Callable[[int], float], str]:
+        """Factor on the learning rate, and whether it changes by step or by epoch."""
         schedule = self.optimizer_config.lr_schedule
         if schedule == "constant":
-            return lambda step: 1.0
-        batches = self.trainer.num_training_batches
+            return lambda epoch: 1.0, "epoch"
         if schedule == "halving":
-            return lambda step: 0.5 ** (step // batches)
+            return lambda epoch: 0.5**epoch, "epoch"
         total = self.trainer.estimated_stepping_batches
         if math.isinf(total):
             raise ValueError(
                 "lr_schedule='one_cycle' must know when training ends: set max_epochs or max_steps "
                 "in trainer_kwargs, or use lr_schedule='constant'"
             )
-        return lambda step: one_cycle_factor(step / max(total, 1))
+        return lambda step: one_cycle_factor(step / max(total, 1)), "step"
 
 
 def one_cycle_factor(progress: float) -> float:

@@ -1,0 +1,127 @@
+"""The patch size that each series is forecast with."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from gluonts.torch.distributions import QuantileOutput
+from model_cases import HORIZON, MODELS, Factory, forecast_values, series, untrained
+from torch.distributions import StudentT
+
+AUTO = [name for name in MODELS if len(MODELS[name]().patch_sizes) > 1]
+
+
+@pytest.fixture(params=AUTO)
+def make_auto(request: pytest.FixtureRequest) -> Factory:
+    return MODELS[request.param]
+
+
+def chosen_by(predictor, entries: list[dict]) -> list[int]:
+    return [forecast.info["patch_size"] for forecast in predictor.predict(entries)]
+
+
+def held_out_loss(predictor, entry: dict, patch_size: int, lead_time: int = 0) -> float:
+    """Mean negative log-likelihood of the last horizon, on the scale of its own context."""
+    network = predictor.network
+    context = network.window.context_length
+    target = torch.from_numpy(entry["target"])
+    present = len(target) - lead_time - HORIZON
+    past = target[present - context : present]
+    label = target[-HORIZON:]
+    inputs = {
+        "past_target": past[None, :, None],
+        "past_observed_values": torch.ones(1, context, 1),
+    }
+    with torch.no_grad():
+        output = network.outputs(inputs, patch_size)
+    degrees, loc, scale = (argument[0, :, 0] for argument in output.distr_args)
+    scaled = (label - output.loc[0, :, 0]) / output.scale[0, :, 0]
+    return -StudentT(degrees, loc, scale).log_prob(scaled).mean().item()
+
+
+@pytest.mark.parametrize("lead_time", [0, 2])
+def test_patch_size_of_smallest_held_out_loss_is_taken(
+    make_auto: Factory, lead_time: int
+) -> None:
+    predictor = untrained(make_auto(lead_time=lead_time))
+    entries = series(number=24)
+    sizes = predictor.network.patch_sizes
+    expected = []
+    for entry in entries:
+        losses = [held_out_loss(predictor, entry, size, lead_time) for size in sizes]
+        expected.append(sizes[int(np.argmin(losses))])
+    assert set(expected) == set(sizes)
+    assert chosen_by(predictor, entries) == expected
+
+
+def test_forecast_is_that_of_the_chosen_patch_size(make_auto: Factory) -> None:
+    predictor = untrained(make_auto())
+    entries = series(number=24)
+    medians = forecast_values(predictor, entries)[:, 2]
+    network = predictor.network
+    for entry, patch_size, median in zip(entries, chosen_by(predictor, entries), medians):
+        past = torch.from_numpy(entry["target"][-network.window.context_length :])
+        inputs = {
+            "past_target": past[None, :, None],
+            "past_observed_values": torch.ones(1, len(past), 1),
+        }
+        with torch.no_grad():
+            output = network.outputs(inputs, patch_size)
+        # The median of Student's t is its location.
+        expected = output.loc + output.scale * output.distr_args[1]
+        np.testing.assert_allclose(median, expected[0, :, 0].numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_choice_depends_on_the_end_of_the_history(make_auto: Factory) -> None:
+    predictor = untrained(make_auto())
+    entries = series(number=24)
+    changed = [{**entry, "target": entry["target"].copy()} for entry in entries]
+    for entry in changed:
+        entry["target"][-HORIZON:] = entry["target"][-HORIZON:][::-1] + 20
+    assert chosen_by(predictor, changed) != chosen_by(predictor, entries)
+
+
+def test_series_too_short_to_hold_out_take_the_smallest(make_auto: Factory) -> None:
+    predictor = untrained(make_auto())
+    smallest = min(predictor.network.patch_sizes)
+    entries = [{**entry, "target": entry["target"][:HORIZON]} for entry in series(number=24)]
+    assert chosen_by(predictor, entries) == [smallest] * len(entries)
+
+
+def test_series_without_values_to_hold_out_take_the_smallest(make_auto: Factory) -> None:
+    predictor = untrained(make_auto())
+    smallest = min(predictor.network.patch_sizes)
+    entries = series(number=24)
+    for entry in entries:
+        entry["target"][-HORIZON:] = np.nan
+    assert chosen_by(predictor, entries) == [smallest] * len(entries)
+
+
+def test_choice_does_not_depend_on_batch_mates(make_auto: Factory) -> None:
+    predictor = untrained(make_auto())
+    entries = series(number=24)
+    alone = [chosen_by(predictor, [entry])[0] for entry in entries]
+    for batch_size in (1, 5, 100):
+        other = type(predictor)(network=predictor.network, batch_size=batch_size)
+        assert chosen_by(other, entries) == alone
+
+
+@pytest.mark.parametrize("head", [QuantileOutput(quantiles=[0.1, 0.5, 0.9]), "point", "normal"])
+def test_other_heads_choose_too(make_auto: Factory, head: object) -> None:
+    predictor = untrained(make_auto(distr_output=head))
+    assert set(chosen_by(predictor, series(number=24))) == set(predictor.network.patch_sizes)
+
+
+def test_training_draws_every_patch_size(make_auto: Factory) -> None:
+    module = make_auto().create_lightning_module()
+    sizes = module.network.patch_sizes
+    drawn = []
+    outputs = module.network.outputs
+    module.network.outputs = lambda batch, size: drawn.append(size) or outputs(batch, size)
+    module.log = lambda *args, **kwargs: None
+    windows = make_auto().create_training_data_loader(series(), module)
+    torch.manual_seed(0)
+    for batch in [*windows, *windows, *windows]:
+        module.training_step(batch, 0)
+    assert set(drawn) == set(sizes)
