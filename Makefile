@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint typecheck format check clean
+.PHONY: help demo test lint typecheck format wheel check clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -36,7 +36,12 @@ format: $(READY)  ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-check: lint typecheck test  ## all that CI runs
+wheel: $(READY)  ## build the wheel and import every module of it, not of the checkout
+	rm -rf build dist && $(BIN)/python -m build --wheel --outdir dist . > /dev/null
+	$(BIN)/python -m pip install --quiet --no-deps --target build/installed dist/*.whl
+	cd build && PYTHONPATH=installed ../$(BIN)/python ../tests/import_wheel.py installed
+
+check: lint typecheck test wheel demo  ## all that CI runs
 
 clean:  ## remove the environment and everything made
 	rm -rf $(VENV) .typecheck build dist *.egg-info

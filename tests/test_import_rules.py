@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 from typing import Iterator
 
@@ -64,7 +65,7 @@ def violations(source: str, module: str, model_folders: set[str]) -> list[str]:
         target = ".".join(rest)
         allowed = True
         if root == "moecast":
-            allowed = module in ENTRY_POINTS or bool(rest) and rest[0] in PROJECT[package]
+            allowed = module in ENTRY_POINTS or (bool(rest) and rest[0] in PROJECT[package])
             allowed &= not _models_meet(module, target, model_folders)
             if any(f"{target}.".startswith(f"{entry}.") for entry in ENTRY_POINTS):
                 allowed &= module in ENTRY_POINTS
@@ -72,7 +73,7 @@ def violations(source: str, module: str, model_folders: set[str]) -> list[str]:
             allowed = False
         elif root == "ttnn":
             allowed = module.startswith("backends.ttnn.") or module.endswith(".ttnn_network")
-        elif package in LIBRARIES and root not in _standard_library():
+        elif package in LIBRARIES and root not in sys.stdlib_module_names:
             allowed = root in LIBRARIES[package]
         if not allowed:
             found.append(name)
@@ -85,12 +86,6 @@ def _models_meet(module: str, target: str, model_folders: set[str]) -> bool:
     own = {folder for folder in model_folders if module.startswith(f"{folder}.")}
     public = {"forecasters.__init__", *ENTRY_POINTS}
     return bool(reached - own) and module not in public
-
-
-def _standard_library() -> frozenset[str]:
-    import sys
-
-    return sys.stdlib_module_names
 
 
 def model_folders() -> set[str]:
@@ -108,7 +103,7 @@ def test_the_source_is_found() -> None:
     assert "forecasters.mole" in model_folders()
 
 
-@pytest.mark.parametrize("path", source_files(), ids=module_name)
+@pytest.mark.parametrize("path", list(source_files()), ids=module_name)
 def test_imports_follow_the_arrows(path: Path) -> None:
     assert violations(path.read_text(), module_name(path), model_folders()) == []
 

@@ -70,17 +70,17 @@ def test_a_name_that_names_nothing(name: str) -> None:
     ],
 )
 def test_a_path_to_something_else(name: str) -> None:
-    with pytest.raises(ValueError, match="names no head: .*class derived from gluonts.torch.dist"):
+    with pytest.raises(ValueError, match=r"names no head: .*class derived from gluonts"):
         resolve_head(name)
 
 
 def test_a_class_that_needs_arguments() -> None:
     path = "gluonts.torch.distributions.QuantileOutput"
-    with pytest.raises(ValueError, match=r"needs arguments .*quantiles.*'distr_output\.\(\)'"):
+    with pytest.raises(ValueError, match=r"(?s)needs arguments .*quantiles.*'distr_output\.\(\)'"):
         resolve_head(path)
 
 
 @pytest.mark.parametrize("head", [None, 3, StudentTOutput])
 def test_what_is_neither_head_nor_name(head: Any) -> None:
-    with pytest.raises(ValueError, match="distr_output=.* must be a head or the name of one"):
+    with pytest.raises(ValueError, match=r"distr_output=.* must be a head or the name of one"):
         resolve_head(head)

@@ -28,7 +28,9 @@ def entries() -> list[dict]:
             "start": pd.Period("2024", freq="h"),
             "target": np.ones(20),
             "feat_dynamic_real": generator.normal([[100.0], [-3.0]], [[5.0], [0.1]], (2, 20)),
-            "past_feat_dynamic_real": np.where(np.arange(20) % 3, generator.normal(size=20), np.nan),
+            "past_feat_dynamic_real": np.where(
+                np.arange(20) % 3, generator.normal(size=20), np.nan
+            ),
             "feat_static_real": [number, 7.0],
             "feat_static_cat": [number % 3, 199 - number],
         }
@@ -101,7 +103,9 @@ def test_moments_are_saved_with_the_weights(fitted: WindowFeatures) -> None:
     values = torch.randn(1, 5, 2)
     ours, theirs = copy.scalers["feat_dynamic_real"], fitted.scalers["feat_dynamic_real"]
     assert torch.equal(ours(values), theirs(values))
-    assert not torch.equal(ours(values), WindowFeatures(CONFIG).scalers["feat_dynamic_real"](values))
+    assert not torch.equal(
+        ours(values), WindowFeatures(CONFIG).scalers["feat_dynamic_real"](values)
+    )
 
 
 def test_moments_are_not_trained() -> None:

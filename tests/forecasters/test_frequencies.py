@@ -131,7 +131,7 @@ def test_time_features_are_gluonts_own(freq: str) -> None:
 
 
 def test_hourly_time_features_are_moles() -> None:
-    """Ni et al. 2024: hour/23, day of week/6, (day-1)/30, (day of year-1)/365, each minus a half."""
+    """Ni et al. 2024: hour/23, weekday/6, (day-1)/30, (day of year-1)/365, each minus a half."""
     index = pd.PeriodIndex([pd.Period("2024-03-05 17:00", freq="h")])
     values = [feature(index)[0] for feature in time_features("h")]
     assert values == pytest.approx([17 / 23 - 0.5, 1 / 6 - 0.5, 4 / 30 - 0.5, 64 / 365 - 0.5])

@@ -17,9 +17,7 @@ def test_the_factor_follows_torchs_one_cycle_schedule() -> None:
         optimizer, 1.0, total, pct_start=0.3, div_factor=25, final_div_factor=1e12
     )
     for step in range(total):
-        assert one_cycle_factor(step / total) == pytest.approx(
-            scheduler.get_last_lr()[0], abs=2e-3
-        )
+        assert one_cycle_factor(step / total) == pytest.approx(scheduler.get_last_lr()[0], abs=2e-3)
         optimizer.step()
         if step < total - 1:
             scheduler.step()

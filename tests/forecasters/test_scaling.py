@@ -81,9 +81,7 @@ def test_none_leaves_the_values_alone() -> None:
 @pytest.mark.parametrize("scaling", ["std", "mean"])
 @pytest.mark.parametrize("level", [-5.0, 1e-4, 3.0, 1e6, 0.1, 123456.789])
 @pytest.mark.parametrize("length", [1, 7, 336])
-def test_a_constant_window_has_its_level_as_scale(
-    scaling: str, level: float, length: int
-) -> None:
+def test_a_constant_window_has_its_level_as_scale(scaling: str, level: float, length: int) -> None:
     values = torch.full((1, length, 1), level)
     scaled, loc, scale = WindowScaler(scaling)(values, torch.ones_like(values))
     assert scale.item() == pytest.approx(abs(level), rel=1e-5)

@@ -18,11 +18,9 @@ from model_cases import MODELS, QUIET, Factory, same_weights, series
 
 from moecast.forecasters import MoEPredictor
 
-Hook = Callable[[pl.Trainer, pl.LightningModule], None]
-
 
 class EpochLog(pl.Callback):
-    """Writes down metrics and weights after each epoch."""
+    """Writes down weights after each epoch, and its metrics when all have been logged."""
 
     def __init__(self) -> None:
         self.epochs: list[int] = []
@@ -31,9 +29,15 @@ class EpochLog(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.epochs.append(trainer.current_epoch)
-        self.metrics.append({k: v.item() for k, v in trainer.callback_metrics.items()})
         network = pl_module.network
         self.weights.append({k: v.clone() for k, v in network.state_dict().items()})
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if len(self.metrics) < len(self.epochs):
+            self.metrics.append({k: v.item() for k, v in trainer.callback_metrics.items()})
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.on_train_epoch_start(trainer, pl_module)
 
 
 class AtEpochStart(pl.Callback):
@@ -195,7 +199,7 @@ def test_root_folder_of_none_is_no_folder(
 def test_last_checkpoint_of_a_second_training_is_its_own(
     make_estimator: Factory, tmp_path: Path
 ) -> None:
-    """In one folder, `last.ckpt` is where the latest training stopped."""
+    """In one folder, `last.ckpt` is where the latest training ended."""
     for epochs in (3, 1):
         settings = trainer(epochs, default_root_dir=str(tmp_path))
         make_estimator(trainer_kwargs=settings).train(series())
@@ -209,6 +213,21 @@ def test_step_limit_is_not_cut_short_by_an_epoch_limit(make_estimator: Factory) 
     settings = {**QUIET, "max_steps": 210, "callbacks": [log], "enable_checkpointing": False}
     make_estimator(trainer_kwargs=settings, num_batches_per_epoch=2, batch_size=1).train(series())
     assert len(log.epochs) == 105
+
+
+def test_callbacks_see_the_losses_of_the_epoch_that_ends(make_estimator: Factory) -> None:
+    """In their `on_train_epoch_end`, as in any Lightning training."""
+    seen = []
+
+    class Reader(pl.Callback):
+        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+            metrics = trainer.callback_metrics
+            seen.append({name: metrics[name].item() for name in ("train_loss", "val_loss")})
+
+    log = EpochLog()
+    make_estimator(trainer_kwargs=trainer(3, Reader(), log)).train(series(), series())
+    for here, final in zip(seen, log.metrics):
+        assert here == {name: final[name] for name in here}
 
 
 class FirstLoss(pl.Callback):
@@ -352,6 +371,24 @@ def test_resuming_with_a_later_end_trains_on(make_estimator: Factory, tmp_path: 
     assert log.epochs == [2, 3]
 
 
+def test_last_checkpoint_is_of_the_last_epoch_also_if_nothing_improved(
+    make_estimator: Factory, tmp_path: Path
+) -> None:
+    """Else a resumed training would start again from the best epoch."""
+
+    class Worsen(pl.Callback):
+        def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+            if trainer.current_epoch > 0:
+                with torch.no_grad():
+                    for parameter in module.network.parameters():
+                        parameter.mul_(3)
+
+    settings = trainer(3, Worsen(), default_root_dir=str(tmp_path))
+    make_estimator(trainer_kwargs=settings).train(series(), series())
+    last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["epoch"] == 2
+
+
 @pytest.mark.parametrize("calibration_windows", [0, 2])
 def test_missing_checkpoint_is_said_before_training(
     make_estimator: Factory, tmp_path: Path, calibration_windows: int
@@ -373,7 +410,7 @@ def test_diverging_training_says_what_to_change(make_estimator: Factory) -> None
                 for parameter in module.network.parameters():
                     parameter.fill_(torch.nan)
 
-    with pytest.raises(RuntimeError, match=r"train_loss became nan.*lr=0\.01"):
+    with pytest.raises(RuntimeError, match=r"lr=0\.01"):
         make_estimator(trainer_kwargs=trainer(3, Poison())).train(series())
 
 

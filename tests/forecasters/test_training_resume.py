@@ -50,13 +50,21 @@ class LossFile(pl.Callback):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.ended: dict = {}
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
         rate = trainer.optimizers[0].param_groups[0]["lr"]
-        line = {"epoch": trainer.current_epoch, "step": trainer.global_step, "lr": rate}
-        with self.path.open("a") as file:
-            file.write(json.dumps({**line, **metrics}) + "\n")
+        self.ended = {"epoch": trainer.current_epoch, "step": trainer.global_step, "lr": rate}
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.ended:
+            metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+            with self.path.open("a") as file:
+                file.write(json.dumps({**self.ended, **metrics}) + "\n")
+        self.ended = {}
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.on_train_epoch_start(trainer, pl_module)
 
     def lines(self) -> list[dict]:
         return [json.loads(line) for line in self.path.read_text().splitlines()]
@@ -70,7 +78,8 @@ def estimator(name: str, folder: Path, *callbacks: pl.Callback) -> Any:
         "callbacks": list(callbacks),
         "default_root_dir": str(folder),
     }
-    return MODELS[name](trainer_kwargs=trainer_kwargs)
+    # So large a rate that epochs are worse than those before: the last is not the best.
+    return MODELS[name](trainer_kwargs=trainer_kwargs, lr=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +106,8 @@ def test_killed_training_goes_on_as_if_it_had_not_been(
     assert [line["epoch"] for line in losses.lines()] == list(range(EPOCHS))
     for resumed_line, whole_line in zip(losses.lines(), whole_losses.lines()):
         assert resumed_line == pytest.approx(whole_line, rel=1e-6)
+    before = [line["val_loss"] for line in whole_losses.lines()[:KILLED_IN]]
+    assert min(before) < before[-1]
     assert same_weights(resumed.network, whole.network)
 
     ours, theirs = (

@@ -222,7 +222,7 @@ def test_nothing_at_or_after_the_anchor_reaches_the_past(
     entry = full_entry(generator, 20, pd.Period("2024", freq="h"))
     entry["target"][generator.random(20) < 0.3] = np.nan
     entry["target"][0] = 0.0
-    changed = {name: value for name, value in entry.items()}
+    changed = dict(entry)
     for name in ("target", "past_feat_dynamic_real"):
         changed[name] = entry[name].copy()
         changed[name][..., anchor:] = generator.normal(size=20 - anchor)
@@ -258,8 +258,7 @@ def test_trainable_anchors_follow_their_rules(
         # Whole horizons at the end, as long as one more horizon of full windows remains.
         held_out = 0
         while (
-            held_out < calibration_windows * 2
-            and length - (held_out + 2) >= 4 + lead_time + 2 + 2
+            held_out < calibration_windows * 2 and length - (held_out + 2) >= 4 + lead_time + 2 + 2
         ):
             held_out += 2
         last = length - held_out - lead_time - 2
@@ -385,17 +384,14 @@ def test_missing_values_are_filled_as_documented(
             np.testing.assert_allclose(filled[b, :, c], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("freq", ["h"])
-def test_a_context_without_observations_takes_the_last_value_before_it(freq: str) -> None:
-    config = WindowConfig(freq, 1, 3, target_dim=2)
+def test_a_context_without_observations_takes_the_last_value_before_it() -> None:
+    config = WindowConfig("h", 1, 3, target_dim=2)
     target = np.full((2, 12), np.nan)
     target[0, [0, 2, 11]] = 7.0, 5.0, 9.0
     target[1, 11] = 4.0
-    arrays = arrays_of(
-        [{"start": pd.Period("2024", freq=freq), "target": np.full((2, 4), 3.0)}]
-        + [{"start": pd.Period("2024", freq=freq), "target": target}],
-        config,
-    )
+    start = pd.Period("2024", freq="h")
+    neighbour = {"start": start, "target": np.full((2, 4), 3.0)}
+    arrays = arrays_of([neighbour, {"start": start, "target": target}], config)
     batch = arrays.cut((np.array([1]), np.array([8])), ["past_target"])
     assert batch["past_target"][0].T.tolist() == [[5.0] * 3, [0.0] * 3]
     assert batch["past_observed_values"].sum() == 0
