@@ -93,9 +93,9 @@ COMPARISONS: Dict[str, Dict[str, Mapping[str, Any]]] = {
         for expert in ("dlinear", "rlinear", "rmlp")
         for label, settings in (
             ("one expert", ONE_EXPERT),
-            ("4, window router", {"router": "window"}),
-            ("4, statistics router", {"router": "statistics"}),
-            ("4, calendar router", {"router": "calendar"}),
+            ("8, window router", {"router": "window"}),
+            ("8, statistics router", {"router": "statistics"}),
+            ("8, calendar router", {"router": "calendar"}),
         )
     },
     "routing": {

@@ -1,6 +1,6 @@
 """Conformal calibration of quantile levels on held-out windows."""
 
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -44,22 +44,38 @@ class Calibration:
     __hash__ = None  # type: ignore[assignment]
 
     @classmethod
-    def fit(cls, transforms: np.ndarray, num_knots: int = 39) -> "Calibration":
+    def fit(cls, transforms: Sequence[np.ndarray], num_knots: int = 39) -> "Calibration":
         """Fit on probability integral transforms of held-out values.
+
+        Values of the same time share its surprises, so windows rather than values are the sample:
+        an interval is taken to cover the mean over windows of the share it covers, less one
+        standard error of that mean.
 
         Parameters
         ----------
         transforms
-            ``[value]``: the predictive cdf at each held-out value.
+            For each held-out window of time, over all series, the predictive cdf at its values
+            ``[value]``.
         num_knots
             Coverages between which the map is linear.
         """
-        scores = np.abs(2.0 * np.asarray(transforms, dtype=np.float64) - 1.0)
         nominal = np.linspace(0.0, 1.0, num_knots + 2)[1:-1]
-        count = len(scores)
-        levels = np.minimum(np.ceil((count + 1) * nominal) / count, 1.0)
-        model = np.minimum(np.quantile(scores, levels, method="higher"), _LARGEST_COVERAGE)
-        return cls(nominal.tolist(), np.maximum.accumulate(model).tolist())
+        candidates = np.linspace(0.0, _LARGEST_COVERAGE, 500)
+        shares = np.stack(
+            [
+                np.searchsorted(
+                    np.sort(np.abs(2.0 * np.float64(window) - 1.0)), candidates, "right"
+                )
+                / len(window)
+                for window in transforms
+            ]
+        )
+        covered = shares.mean(axis=0)
+        if len(shares) > 1:
+            covered = covered - shares.std(axis=0, ddof=1) / np.sqrt(len(shares))
+        first = np.searchsorted(np.maximum.accumulate(covered), nominal)
+        model = candidates[np.minimum(first, len(candidates) - 1)]
+        return cls(nominal.tolist(), model.tolist())
 
     def of(self, levels: np.ndarray) -> np.ndarray:
         """The model's levels for nominal levels in (0, 1), any shape."""
@@ -73,14 +89,14 @@ class Calibration:
 
 def held_out_windows(
     dataset: Iterable[Mapping[str, Any]], config: WindowConfig, windows: int
-) -> Iterator[Tuple[Dict[str, Any], np.ndarray]]:
+) -> Iterator[Tuple[Dict[str, Any], np.ndarray, int]]:
     """The windows that training with ``calibration_windows`` stayed clear of.
 
     Yields
     ------
-    entry, label
-        An entry that ends before the window, and the window's target ``[horizon]`` or
-        ``[horizon, channel]``.
+    entry, label, window
+        An entry that ends before the window, the window's target ``[horizon]`` or
+        ``[horizon, channel]``, and which window it is, counted from the end of the series.
     """
     for entry in dataset:
         target = np.asarray(entry[TARGET], dtype=np.float32)
@@ -90,19 +106,20 @@ def held_out_windows(
             end = begin + config.prediction_length
             history = target[..., : begin - config.lead_time]
             if np.isfinite(history).any() and np.isfinite(target[..., begin:end]).any():
-                yield {**entry, TARGET: history}, target[..., begin:end].T
+                window = (length - end) // config.prediction_length
+                yield {**entry, TARGET: history}, target[..., begin:end].T, window
 
 
 def calibrate(
-    predictor: Predictor, held_out: Iterable[Tuple[Mapping[str, Any], np.ndarray]]
+    predictor: Predictor, held_out: Iterable[Tuple[Mapping[str, Any], np.ndarray, int]]
 ) -> Calibration:
     """Calibrate on windows that the predictor's training stayed clear of."""
-    entries, labels = zip(*held_out)
-    transforms = [
-        probability_transform(forecast.distribution, label)
-        for forecast, label in zip(predictor.predict(entries), labels)
-    ]
-    return Calibration.fit(np.concatenate(transforms))
+    entries, labels, windows = zip(*held_out)
+    by_window: Dict[int, List[np.ndarray]] = {}
+    for forecast, label, window in zip(predictor.predict(entries), labels, windows):
+        transform = probability_transform(forecast.distribution, label)
+        by_window.setdefault(window, []).append(transform)
+    return Calibration.fit([np.concatenate(parts) for parts in by_window.values()])
 
 
 def probability_transform(distribution: Distribution, label: np.ndarray) -> np.ndarray:

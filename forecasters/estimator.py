@@ -123,7 +123,7 @@ class MoEEstimator(PyTorchLightningEstimator):
         Steps per patch, or ``"auto"``: the network learns several sizes and each series is
         forecast with the one that best forecasts the end of its history.
     lr, weight_decay
-        Of AdamW.
+        Of AdamW; biases do not decay.
     lr_schedule
         ``"one_cycle"``, ``"constant"``, or ``"halving"`` (after each epoch).
     aux_weight
@@ -176,8 +176,8 @@ class MoEEstimator(PyTorchLightningEstimator):
         distr_output: Union[Output, str] = "student_t",
         scaling: Optional[str] = "auto",
         patch_size: Union[int, str] = 1,
-        lr: float = 1e-3,
-        weight_decay: float = 1e-2,
+        lr: float = 2e-3,
+        weight_decay: float = 1.0,
         lr_schedule: str = "one_cycle",
         aux_weight: float = 0.01,
         batch_size: int = 32,

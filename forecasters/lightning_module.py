@@ -29,8 +29,8 @@ class OptimizerConfig(FrozenSettings):
         If a number is out of range or the schedule unknown.
     """
 
-    lr: float = 1e-3
-    weight_decay: float = 1e-2
+    lr: float = 2e-3
+    weight_decay: float = 1.0
     lr_schedule: str = "one_cycle"
     aux_weight: float = 0.01
 
@@ -120,10 +120,15 @@ class ForecastModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         config = self.optimizer_config
+        trained = [(n, p) for n, p in self.network.named_parameters() if p.requires_grad]
+        matrices = [p for name, p in trained if p.dim() > 1 and not name.endswith("bias")]
+        others = [p for name, p in trained if p.dim() <= 1 or name.endswith("bias")]
         optimizer = torch.optim.AdamW(
-            (parameter for parameter in self.network.parameters() if parameter.requires_grad),
+            [
+                {"params": matrices, "weight_decay": config.weight_decay},
+                {"params": others, "weight_decay": 0.0},
+            ],
             lr=config.lr,
-            weight_decay=config.weight_decay,
             # Lightning cannot clip gradients for a fused optimiser under a gradient scaler.
             fused=self.trainer.scaler is None,
         )

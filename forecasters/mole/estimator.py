@@ -62,7 +62,7 @@ class MoLEEstimator(MoEEstimator):
 
     Examples
     --------
-    >>> estimator = MoLEEstimator(freq="h", prediction_length=24, num_experts=4)
+    >>> estimator = MoLEEstimator(freq="h", prediction_length=24)
     >>> predictor = estimator.train(dataset)  # doctest: +SKIP
     """
 
@@ -74,7 +74,7 @@ class MoLEEstimator(MoEEstimator):
         freq: str,
         prediction_length: int,
         context_length: Optional[int] = None,
-        num_experts: int = 4,
+        num_experts: int = 8,
         expert: str = "rmlp",
         router: str = "window",
         top_k: Optional[int] = None,
