@@ -60,22 +60,16 @@ class Calibration:
             Coverages between which the map is linear.
         """
         nominal = np.linspace(0.0, 1.0, num_knots + 2)[1:-1]
-        candidates = np.linspace(0.0, _LARGEST_COVERAGE, 500)
-        shares = np.stack(
-            [
-                np.searchsorted(
-                    np.sort(np.abs(2.0 * np.float64(window) - 1.0)), candidates, "right"
-                )
-                / len(window)
-                for window in transforms
-            ]
-        )
+        scores = [np.sort(np.abs(2.0 * np.asarray(t, dtype=np.float64) - 1.0)) for t in transforms]
+        reached = np.unique(np.concatenate(scores))
+        # One more than the number of values: split conformal prediction's correction for few.
+        shares = np.stack([np.searchsorted(s, reached, "right") / (len(s) + 1) for s in scores])
         covered = shares.mean(axis=0)
         if len(shares) > 1:
             covered = covered - shares.std(axis=0, ddof=1) / np.sqrt(len(shares))
         first = np.searchsorted(np.maximum.accumulate(covered), nominal)
-        model = candidates[np.minimum(first, len(candidates) - 1)]
-        return cls(nominal.tolist(), model.tolist())
+        model = reached[np.minimum(first, len(reached) - 1)]
+        return cls(nominal.tolist(), np.minimum(model, _LARGEST_COVERAGE).tolist())
 
     def of(self, levels: np.ndarray) -> np.ndarray:
         """The model's levels for nominal levels in (0, 1), any shape."""

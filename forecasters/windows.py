@@ -7,6 +7,7 @@ memory is worked through in chunks of the same kind.
 
 import logging
 from bisect import bisect_right
+from itertools import repeat
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
@@ -353,8 +354,9 @@ class TrainingWindows:
         Decides which windows are drawn; with the epoch, so that a resumed training goes on with
         the windows it would have seen.
     sampler
-        A GluonTS sampler that picks the windows of a series; by default every window of every
-        series with a full context is equally likely.
+        A GluonTS sampler that picks the windows of a series. By default all series are equally
+        likely, and within a series the later of the windows with a full context the likelier,
+        because the near past is most like the future.
     max_bytes
         Memory for the series; ``None`` for no limit.
     calibration_windows
@@ -384,7 +386,7 @@ class TrainingWindows:
         self._batch_size = batch_size
         self._num_batches = num_batches
         self.seed = seed
-        self._window_sampler = sampler
+        self._sampler = sampler
         self._max_bytes = max_bytes
         self._calibration_windows = calibration_windows
         self.epoch = 0
@@ -397,8 +399,20 @@ class TrainingWindows:
         self._streams = next(chunks, None) is not None
         if self._streams:
             logger.info("The dataset exceeds %s bytes and is streamed", max_bytes)
-        self._chunks: Optional[Iterator[SeriesArrays]] = None
-        self._anchors = None if self._streams else self._all_anchors(first)
+        self._stream: Optional[Iterator[SeriesArrays]] = None
+        self._streamed = 0
+        self._last_anchors: Optional[Tuple[SeriesArrays, Anchors]] = None
+        if not self._streams:
+            if len(self._anchors(first)[0]) == 0:
+                raise ValueError(self._no_window(first.lengths))
+            too_short = int((first.lengths <= config.future_length).sum())
+            if too_short:
+                logger.warning(
+                    "%d of %d series are shorter than %d steps and not trained on",
+                    too_short,
+                    len(first),
+                    config.future_length + 1,
+                )
 
     def __len__(self) -> int:
         return self._num_batches
@@ -412,78 +426,123 @@ class TrainingWindows:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Batch]:
-        generator = np.random.default_rng([self.seed, self.epoch])
-        draw = self._streamed(generator) if self._streams else self._resident(generator)
-        for _ in range(self._num_batches):
-            yield next(draw)
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        generator = np.random.default_rng([self.seed, self.epoch, rank])
+        chunk: Optional[SeriesArrays] = None
+        drawn: Iterator[Anchors] = iter(())
+        for current in self._chunks_of_epoch():
+            if current is not chunk:
+                chunk, drawn = current, self._draw(current, generator)
+            yield current.cut(next(drawn), self._input_names)
 
-    def _resident(self, generator: np.random.Generator) -> Iterator[Batch]:
-        assert self._anchors is not None
-        for anchors in self._draw(self.first_chunk, self._anchors, generator):
-            yield self.first_chunk.cut(anchors, self._input_names)
+    def _chunks_of_epoch(self) -> Iterator[SeriesArrays]:
+        """The chunk that each batch of the epoch is cut from."""
+        if not self._streams:
+            if self._sampler is not None and not self._picks_any(self.first_chunk):
+                raise ValueError(f"train_sampler={self._sampler!r} picks no window")
+            yield from repeat(self.first_chunk, self._num_batches)
+            return
+        begin = self.epoch * self._num_batches
+        if self._stream is None or self._streamed != begin:
+            # After resuming, the stream goes on where it would have been.
+            self._stream, self._streamed = self._endless_chunks(), 0
+        for chunk in self._stream:
+            self._streamed += 1
+            if self._streamed > begin:
+                yield chunk
+            if self._streamed == begin + self._num_batches:
+                return
 
-    def _streamed(self, generator: np.random.Generator) -> Iterator[Batch]:
+    def _endless_chunks(self) -> Iterator[SeriesArrays]:
+        """Chunks in turn, each for about as many batches as pass over it once."""
         while True:
-            chunk = self._next_chunk()
-            anchors = self._all_anchors(chunk, required=False)
-            if len(anchors[0]) == 0:
-                continue
-            one_pass = max(len(chunk), int(chunk.lengths.sum()) // self._config.context_length)
-            drawn = self._draw(chunk, anchors, generator)
-            for _ in range(max(one_pass // self._batch_size, 1)):
-                yield chunk.cut(next(drawn), self._input_names)
+            usable = False
+            for chunk in read_chunks(self._dataset, self._config, self._max_bytes):
+                if len(self._anchors(chunk)[0]) == 0 or not self._picks_any(chunk):
+                    continue
+                usable = True
+                one_pass = max(len(chunk), int(chunk.lengths.sum()) // self._config.context_length)
+                yield from repeat(chunk, max(one_pass // self._batch_size, 1))
+            if not usable:
+                self._refuse_stream()
 
-    def _next_chunk(self) -> SeriesArrays:
-        if self._chunks is None:
-            self._chunks = read_chunks(self._dataset, self._config, self._max_bytes)
-        chunk = next(self._chunks, None)
-        if chunk is None:
-            self._chunks = None
-            return self._next_chunk()
-        return chunk
+    def _refuse_stream(self) -> None:
+        chunks = list(read_chunks(self._dataset, self._config, self._max_bytes))
+        if not chunks:
+            raise ValueError(
+                f"the dataset exceeds max_dataset_bytes={self._max_bytes} and can be read only "
+                "once: give one that can be iterated again, or cache_data=True"
+            )
+        for chunk in chunks:
+            if len(chunk.trainable_anchors(self._calibration_windows)[0]):
+                raise ValueError(f"train_sampler={self._sampler!r} picks no window")
+        lengths = np.concatenate([chunk.lengths for chunk in chunks])
+        raise ValueError(self._no_window(lengths))
 
-    def _draw(
-        self, chunk: SeriesArrays, anchors: Anchors, generator: np.random.Generator
-    ) -> Iterator[Anchors]:
+    def _picks_any(self, chunk: SeriesArrays) -> bool:
+        """Whether the sampler picks a window of the chunk, asked a hundred times."""
+        if self._sampler is None:
+            return True
+        state = np.random.RandomState(self.seed).get_state()
+        for _ in range(100):
+            for i in range(len(chunk)):
+                steps, state = self._sample(chunk, i, state)
+                if steps:
+                    return True
+        return False
+
+    def _sample(self, chunk: SeriesArrays, series: int, state: Any) -> Tuple[List[int], Any]:
+        """Ask the sampler, with NumPy's global generator in a state of this object's own."""
+        assert self._sampler is not None
+        outside = np.random.get_state()  # noqa: NPY002
+        np.random.set_state(state)  # noqa: NPY002
+        try:
+            steps = sample(chunk, series, self._sampler, self._calibration_windows)
+            return steps, np.random.get_state()  # noqa: NPY002
+        finally:
+            np.random.set_state(outside)  # noqa: NPY002
+
+    def _draw(self, chunk: SeriesArrays, generator: np.random.Generator) -> Iterator[Anchors]:
         """An endless run of batches of anchors."""
-        if self._window_sampler is None:
-            series, steps = anchors
-            while True:
-                picked = generator.integers(len(series), size=self._batch_size)
-                yield series[picked], steps[picked]
+        if self._sampler is None:
+            yield from self._draw_recent(self._anchors(chunk), generator)
+        seed = int(generator.integers(2**32))
+        state = np.random.RandomState(seed).get_state()
         pending: List[Tuple[int, int]] = []
         while True:
-            found = 0
             for i in generator.permutation(len(chunk)).tolist():
-                sampled = sample(chunk, i, self._window_sampler, self._calibration_windows)
-                found += len(sampled)
-                pending.extend((i, step) for step in sampled)
+                steps, state = self._sample(chunk, i, state)
+                pending.extend((i, step) for step in steps)
                 while len(pending) >= self._batch_size:
                     batch = np.array(pending[: self._batch_size])
                     pending = pending[self._batch_size :]
                     yield batch[:, 0], batch[:, 1]
-            if not found:
-                raise ValueError(f"train_sampler={self._window_sampler!r} picks no window")
 
-    def _all_anchors(self, chunk: SeriesArrays, required: bool = True) -> Anchors:
-        anchors = chunk.trainable_anchors(self._calibration_windows)
+    def _draw_recent(self, anchors: Anchors, generator: np.random.Generator) -> Iterator[Anchors]:
+        """Every series alike; within a series, windows with the root of their position."""
+        series, steps = anchors
+        first = np.flatnonzero(np.diff(series, prepend=-1))
+        counts = np.diff(first, append=len(series))
+        while True:
+            drawn = generator.integers(len(first), size=self._batch_size)
+            share = generator.random(self._batch_size) ** (2 / 3)
+            picked = first[drawn] + (share * counts[drawn]).astype(np.int64)
+            yield series[picked], steps[picked]
+
+    def _anchors(self, chunk: SeriesArrays) -> Anchors:
+        if self._last_anchors is None or self._last_anchors[0] is not chunk:
+            self._last_anchors = chunk, chunk.trainable_anchors(self._calibration_windows)
+        return self._last_anchors[1]
+
+    def _no_window(self, lengths: np.ndarray) -> str:
         needed = self._config.future_length + 1
-        too_short = int((chunk.lengths < needed).sum())
-        if required and len(anchors[0]) == 0:
-            raise ValueError(
-                f"no window to train on: of {len(chunk)} series, {too_short} are shorter than the "
-                f"{needed} steps that one step of context, lead_time={self._config.lead_time} and "
-                f"prediction_length={self._config.prediction_length} need, and the others have no "
-                "observed values there"
-            )
-        if too_short:
-            logger.warning(
-                "%d of %d series are shorter than %d steps and not trained on",
-                too_short,
-                len(chunk),
-                needed,
-            )
-        return anchors
+        return (
+            f"no window to train on: of {len(lengths)} series, {int((lengths < needed).sum())} are "
+            f"shorter than the {needed} steps that one step of context, "
+            f"lead_time={self._config.lead_time} and "
+            f"prediction_length={self._config.prediction_length} need, and the others have no "
+            "observed values there"
+        )
 
 
 def sample(

@@ -14,7 +14,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from model_cases import MODELS, Factory, series
-
 from moecast.forecasters import MoEPredictor
 
 for name in ("lightning.pytorch", "lightning.fabric"):
@@ -30,6 +29,12 @@ def model(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def make_estimator(model: str) -> Factory:
     return MODELS[model]
+
+
+@pytest.fixture
+def make_any() -> Factory:
+    """Some model, for what has nothing to do with the network."""
+    return next(iter(MODELS.values()))
 
 
 @pytest.fixture(scope="session")

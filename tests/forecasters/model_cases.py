@@ -17,7 +17,6 @@ from gluonts.torch.distributions import (
     PoissonOutput,
     QuantileOutput,
 )
-
 from moecast.distributions import PointOutput
 from moecast.forecasters import MoEEstimator, MoEPredictor, MoLEEstimator
 

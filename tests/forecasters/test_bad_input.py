@@ -15,7 +15,6 @@ from gluonts.model.predictor import Predictor
 from gluonts.torch.distributions import GammaOutput
 from gluonts.torch.model.predictor import PyTorchPredictor
 from model_cases import HORIZON, MODELS, Factory, series
-
 from moecast.forecasters import MoEPredictor
 
 SETTINGS = {

@@ -43,7 +43,7 @@ def test_intervals_change_in_the_direction_of_what_they_missed(
     make_estimator: Factory, at_the_end: float, direction: int
 ) -> None:
     entries = series_with_other_end(1.0, at_the_end)
-    estimator = make_estimator(calibration_windows=WINDOWS, num_batches_per_epoch=30)
+    estimator = make_estimator(calibration_windows=WINDOWS, num_batches_per_epoch=10)
     calibrated, uncalibrated = widths(estimator.train(entries), entries)
     assert direction * np.log(calibrated / uncalibrated) > np.log(1.3)
 

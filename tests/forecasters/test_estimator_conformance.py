@@ -29,7 +29,6 @@ from model_cases import (
     series,
     untrained,
 )
-
 from moecast.forecasters import MoEPredictor
 
 DECILES = [level / 10 for level in range(1, 10)]
@@ -273,7 +272,8 @@ def test_known_covariate_is_used_at_its_own_step(make_estimator: Factory, lead_t
         num_feat_dynamic_real=1,
         lead_time=lead_time,
         batch_size=32,
-        num_batches_per_epoch=150,
+        num_batches_per_epoch=80,
+        lr=2e-2,
         trainer_kwargs={**QUIET, "max_epochs": 1},
     )
     predictor = estimator.train(entries)

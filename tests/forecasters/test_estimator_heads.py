@@ -14,7 +14,6 @@ from gluonts.core.serde import dump_json, load_json
 from gluonts.evaluation import Evaluator, make_evaluation_predictions
 from gluonts.model.predictor import Predictor
 from model_cases import HEADS, HORIZON, LEVELS, MODELS, Factory, forecast_values, series
-
 from moecast.forecasters import MoEPredictor
 
 COUNTS = ("negative_binomial", "poisson")
@@ -53,9 +52,7 @@ def check_forecasts(values: np.ndarray, dataset: list[dict], head: str) -> None:
         assert distance < 3 * entry["target"].std()
 
 
-def test_head_trains_and_forecasts(
-    model: str, head: str, predictor_with_head: PredictorOf
-) -> None:
+def test_head_trains_and_forecasts(model: str, head: str, predictor_with_head: PredictorOf) -> None:
     dataset = series(HEADS[head][1])
     values = forecast_values(predictor_with_head(model, head), dataset)
     assert values.shape == (len(dataset), 1 + len(LEVELS), HORIZON)

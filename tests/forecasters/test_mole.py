@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 from model_cases import CONTEXT, FEATURES, HORIZON, MODELS, forecast_values, mole, series, untrained
+from moecast.distributions import PointOutput
+from moecast.forecasters.moe import Routing
+from moecast.forecasters.mole import EXPERTS, ROUTERS, MoLENetwork
 from torch import Tensor
 from torch.nn import functional as F
-
-from moecast.distributions import PointOutput
-from moecast.forecasters.mole import EXPERTS, ROUTERS, MoLENetwork
-from moecast.forecasters.moe import Routing
 
 BATCH = 6
 

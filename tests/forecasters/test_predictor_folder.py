@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import subprocess
 import sys
@@ -15,7 +14,6 @@ import pytest
 import torch
 from gluonts.model.predictor import Predictor
 from model_cases import HEADS, LEVELS, MODELS, Factory, forecast_values, series, untrained
-
 from moecast.forecasters import Calibration, MoEPredictor
 
 # Reads every folder below the first argument as GluonTS does; knows nothing of this package.
@@ -79,7 +77,6 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
         [sys.executable, "-c", READER, str(root), *map(str, LEVELS)],
         check=True,
         cwd=root,
-        env={**os.environ, "PYTHONPATH": ""},
         timeout=120,
     )
     there = pickle.loads((root / "values.pickle").read_bytes())
@@ -106,9 +103,7 @@ def test_reloaded_predictor_is_equal(predictor: MoEPredictor, tmp_path: Path) ->
     )
 
 
-def test_predictors_with_other_weights_are_unequal(
-    predictor: MoEPredictor, tmp_path: Path
-) -> None:
+def test_predictors_with_other_weights_are_unequal(predictor: MoEPredictor, tmp_path: Path) -> None:
     predictor.serialize(tmp_path)
     for name in predictor.network.state_dict():
         copy = type(predictor).deserialize(tmp_path)
@@ -155,9 +150,7 @@ def test_folder_holds_no_pickle(predictor: MoEPredictor, tmp_path: Path) -> None
         assert path.suffix == ".safetensors"
 
 
-def test_class_and_base_class_read_the_same_folder(
-    predictor: MoEPredictor, tmp_path: Path
-) -> None:
+def test_class_and_base_class_read_the_same_folder(predictor: MoEPredictor, tmp_path: Path) -> None:
     predictor.serialize(tmp_path)
     readers: list[Callable] = [Predictor.deserialize, type(predictor).deserialize]
     this, that = (read(tmp_path) for read in readers)

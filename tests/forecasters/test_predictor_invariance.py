@@ -14,7 +14,6 @@ from model_cases import (
     series,
     untrained,
 )
-
 from moecast.forecasters import MoEPredictor
 
 LEAD_TIME = 2
@@ -240,5 +239,3 @@ def test_expert_usage_is_the_mean_over_series(make_estimator: Factory, batch_siz
     for name, share in predictor.expert_usage.weight_share.items():
         expected = np.mean([shares[name] for shares in single], axis=0)
         np.testing.assert_allclose(share, expected, atol=1e-5)
-
-

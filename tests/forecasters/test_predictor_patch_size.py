@@ -41,9 +41,7 @@ def held_out_loss(predictor, entry: dict, patch_size: int, lead_time: int = 0) -
 
 
 @pytest.mark.parametrize("lead_time", [0, 2])
-def test_patch_size_of_smallest_held_out_loss_is_taken(
-    make_auto: Factory, lead_time: int
-) -> None:
+def test_patch_size_of_smallest_held_out_loss_is_taken(make_auto: Factory, lead_time: int) -> None:
     predictor = untrained(make_auto(lead_time=lead_time))
     entries = series(number=24)
     sizes = predictor.network.patch_sizes
@@ -114,14 +112,17 @@ def test_other_heads_choose_too(make_auto: Factory, head: object) -> None:
 
 
 def test_training_draws_every_patch_size(make_auto: Factory) -> None:
-    module = make_auto().create_lightning_module()
-    sizes = module.network.patch_sizes
-    drawn = []
-    outputs = module.network.outputs
-    module.network.outputs = lambda batch, size: drawn.append(size) or outputs(batch, size)
-    module.log = lambda *args, **kwargs: None
-    windows = make_auto().create_training_data_loader(series(), module)
-    torch.manual_seed(0)
-    for batch in [*windows, *windows, *windows]:
-        module.training_step(batch, 0)
-    assert set(drawn) == set(sizes)
+    estimator = make_auto(num_batches_per_epoch=20)
+    module = estimator.create_lightning_module()
+    outputs, drawn = module.network.outputs, []
+
+    def record(batch: dict, patch_size: int) -> object:
+        drawn.append(patch_size)
+        return outputs(batch, patch_size)
+
+    module.network.outputs = record
+    estimator.create_lightning_module = lambda: module
+    estimator.train(series())
+    assert set(drawn) == set(module.network.patch_sizes)
+    shares = [drawn.count(size) / len(drawn) for size in module.network.patch_sizes]
+    assert min(shares) > 0.5 / len(shares)

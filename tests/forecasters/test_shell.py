@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from gluonts.model.predictor import Predictor
 from model_cases import HORIZON, series
-
 from moecast.forecasters import MoLEPredictor
 
 pytest.importorskip("waitress")

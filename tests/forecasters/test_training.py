@@ -15,7 +15,6 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from model_cases import MODELS, QUIET, Factory, same_weights, series
-
 from moecast.forecasters import MoEPredictor
 
 
@@ -96,19 +95,17 @@ def test_second_training_leaves_the_first_predictor_alone(make_estimator: Factor
     assert not same_weights(first.network, second.network)
 
 
-def test_callbacks_may_be_one_or_none(make_estimator: Factory) -> None:
+def test_callbacks_may_be_one_or_none(make_any: Factory) -> None:
     """As Lightning's Trainer takes them."""
     log = EpochLog()
-    make_estimator(trainer_kwargs={**QUIET, "max_epochs": 1, "callbacks": log}).train(series())
+    make_any(trainer_kwargs={**QUIET, "max_epochs": 1, "callbacks": log}).train(series())
     assert log.epochs == [0]
-    make_estimator(trainer_kwargs={**QUIET, "max_epochs": 1, "callbacks": None}).train(series())
+    make_any(trainer_kwargs={**QUIET, "max_epochs": 1, "callbacks": None}).train(series())
 
 
-def test_ones_own_checkpoint_callback_may_be_added(
-    make_estimator: Factory, tmp_path: Path
-) -> None:
+def test_ones_own_checkpoint_callback_may_be_added(make_any: Factory, tmp_path: Path) -> None:
     own = ModelCheckpoint(dirpath=tmp_path, monitor="train_loss", filename="mine")
-    make_estimator(trainer_kwargs=trainer(1, own)).train(series())
+    make_any(trainer_kwargs=trainer(1, own)).train(series())
     assert (tmp_path / "mine.ckpt").is_file()
 
 
@@ -166,9 +163,9 @@ def test_some_model_is_not_best_in_its_last_epoch() -> None:
     pytest.fail("every model was best in its last epoch")
 
 
-def test_training_stops_when_nothing_improves(make_estimator: Factory) -> None:
+def test_training_stops_when_nothing_improves(make_any: Factory) -> None:
     log = EpochLog()
-    estimator = make_estimator(
+    estimator = make_any(
         lr=1e-30,
         weight_decay=0.0,
         early_stopping_patience=2,
@@ -179,43 +176,41 @@ def test_training_stops_when_nothing_improves(make_estimator: Factory) -> None:
     assert log.epochs == [0, 1, 2]
 
 
-def test_training_without_checkpoints(make_estimator: Factory, tmp_path: Path) -> None:
+def test_training_without_checkpoints(make_any: Factory, tmp_path: Path) -> None:
     log = EpochLog()
     settings = trainer(2, log, enable_checkpointing=False, default_root_dir=str(tmp_path))
-    predictor = make_estimator(trainer_kwargs=settings).train(series())
+    predictor = make_any(trainer_kwargs=settings).train(series())
     assert not list(tmp_path.rglob("*.ckpt"))
     kept = predictor.network.state_dict()
     assert all(torch.equal(kept[name], log.weights[-1][name]) for name in kept)
 
 
 def test_root_folder_of_none_is_no_folder(
-    make_estimator: Factory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_any: Factory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    make_estimator(trainer_kwargs=trainer(1, default_root_dir=None)).train(series())
+    make_any(trainer_kwargs=trainer(1, default_root_dir=None)).train(series())
     assert not list(tmp_path.iterdir())
 
 
-def test_last_checkpoint_of_a_second_training_is_its_own(
-    make_estimator: Factory, tmp_path: Path
-) -> None:
+def test_last_checkpoint_of_a_second_training_is_its_own(make_any: Factory, tmp_path: Path) -> None:
     """In one folder, `last.ckpt` is where the latest training ended."""
     for epochs in (3, 1):
         settings = trainer(epochs, default_root_dir=str(tmp_path))
-        make_estimator(trainer_kwargs=settings).train(series())
+        make_any(trainer_kwargs=settings).train(series())
     last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["epoch"] == 0
 
 
-def test_step_limit_is_not_cut_short_by_an_epoch_limit(make_estimator: Factory) -> None:
-    """Who asks for 210 steps of 2 an epoch gets them, not the default of 100 epochs."""
+def test_step_limit_is_not_cut_short_by_an_epoch_limit(make_any: Factory) -> None:
+    """Who asks for 101 steps of one an epoch gets them, not the default of 100 epochs."""
     log = EpochLog()
-    settings = {**QUIET, "max_steps": 210, "callbacks": [log], "enable_checkpointing": False}
-    make_estimator(trainer_kwargs=settings, num_batches_per_epoch=2, batch_size=1).train(series())
-    assert len(log.epochs) == 105
+    settings = {**QUIET, "max_steps": 101, "callbacks": [log], "enable_checkpointing": False}
+    make_any(trainer_kwargs=settings, num_batches_per_epoch=1, batch_size=1).train(series())
+    assert len(log.epochs) == 101
 
 
-def test_callbacks_see_the_losses_of_the_epoch_that_ends(make_estimator: Factory) -> None:
+def test_callbacks_see_the_losses_of_the_epoch_that_ends(make_any: Factory) -> None:
     """In their `on_train_epoch_end`, as in any Lightning training."""
     seen = []
 
@@ -225,7 +220,7 @@ def test_callbacks_see_the_losses_of_the_epoch_that_ends(make_estimator: Factory
             seen.append({name: metrics[name].item() for name in ("train_loss", "val_loss")})
 
     log = EpochLog()
-    make_estimator(trainer_kwargs=trainer(3, Reader(), log)).train(series(), series())
+    make_any(trainer_kwargs=trainer(3, Reader(), log)).train(series(), series())
     for here, final in zip(seen, log.metrics):
         assert here == {name: final[name] for name in here}
 
@@ -264,18 +259,18 @@ def test_sparse_models_have_a_balance_loss() -> None:
 
 
 def test_exception_in_a_callback_reaches_the_caller(
-    make_estimator: Factory, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_any: Factory, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = trainer(4, AtEpochStart(2, fail), default_root_dir=str(tmp_path))
     with caplog.at_level(logging.ERROR, "moecast"), pytest.raises(Failure, match="out of tea"):
-        make_estimator(trainer_kwargs=settings).train(series())
+        make_any(trainer_kwargs=settings).train(series())
     path = named_checkpoint(caplog)
     assert tmp_path in path.parents
     assert torch.load(path, weights_only=True)["epoch"] == 1
 
 
 def test_exception_leaves_a_checkpoint_also_without_a_root_folder(
-    make_estimator: Factory,
+    make_any: Factory,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -283,7 +278,7 @@ def test_exception_leaves_a_checkpoint_also_without_a_root_folder(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     settings = trainer(4, AtEpochStart(1, fail))
     with caplog.at_level(logging.ERROR, "moecast"), pytest.raises(Failure):
-        make_estimator(trainer_kwargs=settings).train(series())
+        make_any(trainer_kwargs=settings).train(series())
     assert named_checkpoint(caplog).is_file()
 
 
@@ -292,24 +287,24 @@ def named_checkpoint(caplog: pytest.LogCaptureFixture) -> Path:
     return Path(name)
 
 
-def test_exception_before_any_checkpoint_reaches_the_caller(make_estimator: Factory) -> None:
+def test_exception_before_any_checkpoint_reaches_the_caller(make_any: Factory) -> None:
     with pytest.raises(Failure):
-        make_estimator(trainer_kwargs=trainer(2, AtEpochStart(0, fail))).train(series())
+        make_any(trainer_kwargs=trainer(2, AtEpochStart(0, fail))).train(series())
 
 
-def test_exception_restores_the_generators(make_estimator: Factory) -> None:
+def test_exception_restores_the_generators(make_any: Factory) -> None:
     before = torch.get_rng_state()
     with pytest.raises(Failure):
-        make_estimator(trainer_kwargs=trainer(2, AtEpochStart(1, fail))).train(series())
+        make_any(trainer_kwargs=trainer(2, AtEpochStart(1, fail))).train(series())
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_interruption_reaches_the_caller_and_can_be_repeated(make_estimator: Factory) -> None:
+def test_interruption_reaches_the_caller_and_can_be_repeated(make_any: Factory) -> None:
     handler = signal.getsignal(signal.SIGINT)
     for _ in range(2):
         settings = trainer(3, AtEpochStart(1, interrupt))
         with pytest.raises(KeyboardInterrupt):
-            make_estimator(trainer_kwargs=settings).train(series())
+            make_any(trainer_kwargs=settings).train(series())
         assert signal.getsignal(signal.SIGINT) is handler
 
 
@@ -362,17 +357,17 @@ class InTraining(pl.Callback):
             fail()
 
 
-def test_resuming_with_a_later_end_trains_on(make_estimator: Factory, tmp_path: Path) -> None:
-    estimator = make_estimator(trainer_kwargs=trainer(2, default_root_dir=str(tmp_path)))
+def test_resuming_with_a_later_end_trains_on(make_any: Factory, tmp_path: Path) -> None:
+    estimator = make_any(trainer_kwargs=trainer(2, default_root_dir=str(tmp_path)))
     estimator.train(series())
     log = EpochLog()
-    longer = make_estimator(trainer_kwargs=trainer(4, log, default_root_dir=str(tmp_path)))
+    longer = make_any(trainer_kwargs=trainer(4, log, default_root_dir=str(tmp_path)))
     longer.train(series(), ckpt_path=str(tmp_path / "checkpoints" / "last.ckpt"))
     assert log.epochs == [2, 3]
 
 
 def test_last_checkpoint_is_of_the_last_epoch_also_if_nothing_improved(
-    make_estimator: Factory, tmp_path: Path
+    make_any: Factory, tmp_path: Path
 ) -> None:
     """Else a resumed training would start again from the best epoch."""
 
@@ -384,19 +379,17 @@ def test_last_checkpoint_is_of_the_last_epoch_also_if_nothing_improved(
                         parameter.mul_(3)
 
     settings = trainer(3, Worsen(), default_root_dir=str(tmp_path))
-    make_estimator(trainer_kwargs=settings).train(series(), series())
+    make_any(trainer_kwargs=settings).train(series(), series())
     last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["epoch"] == 2
 
 
 @pytest.mark.parametrize("calibration_windows", [0, 2])
 def test_missing_checkpoint_is_said_before_training(
-    make_estimator: Factory, tmp_path: Path, calibration_windows: int
+    make_any: Factory, tmp_path: Path, calibration_windows: int
 ) -> None:
     log = EpochLog()
-    estimator = make_estimator(
-        calibration_windows=calibration_windows, trainer_kwargs=trainer(1, log)
-    )
+    estimator = make_any(calibration_windows=calibration_windows, trainer_kwargs=trainer(1, log))
     missing = tmp_path / "nowhere" / "last.ckpt"
     with pytest.raises(FileNotFoundError, match=re.escape(str(missing))):
         estimator.train(series(), ckpt_path=str(missing))
@@ -414,15 +407,15 @@ def test_diverging_training_says_what_to_change(make_estimator: Factory) -> None
         make_estimator(trainer_kwargs=trainer(3, Poison())).train(series())
 
 
-def test_train_model_keeps_the_trainer(make_estimator: Factory) -> None:
-    output = make_estimator().train_model(series(), series())
+def test_train_model_keeps_the_trainer(make_any: Factory) -> None:
+    output = make_any().train_model(series(), series())
     assert output.trainer.current_epoch == 2
     assert isinstance(output.predictor, MoEPredictor)
     assert same_weights(output.trained_net.network, output.predictor.network)
     assert not output.predictor.network.training
 
 
-def test_shuffle_buffer_length_is_taken(make_estimator: Factory) -> None:
-    plain = make_estimator().train(series())
-    buffered = make_estimator().train(series(), shuffle_buffer_length=10)
+def test_shuffle_buffer_length_is_taken(make_any: Factory) -> None:
+    plain = make_any().train(series())
+    buffered = make_any().train(series(), shuffle_buffer_length=10)
     assert same_weights(plain.network, buffered.network)

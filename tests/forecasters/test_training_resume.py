@@ -70,16 +70,25 @@ class LossFile(pl.Callback):
         return [json.loads(line) for line in self.path.read_text().splitlines()]
 
 
+class Worsen(pl.Callback):
+    """Spoils the weights, so that the epoch before the kill is not the best."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch == KILLED_IN - 1:
+            with torch.no_grad():
+                for parameter in pl_module.parameters():
+                    parameter.mul_(3)
+
+
 def estimator(name: str, folder: Path, *callbacks: pl.Callback) -> Any:
     folder.mkdir(exist_ok=True)
     trainer_kwargs = {
         **QUIET,
         "max_epochs": EPOCHS,
-        "callbacks": list(callbacks),
+        "callbacks": [Worsen(), *callbacks],
         "default_root_dir": str(folder),
     }
-    # So large a rate that epochs are worse than those before: the last is not the best.
-    return MODELS[name](trainer_kwargs=trainer_kwargs, lr=0.3)
+    return MODELS[name](trainer_kwargs=trainer_kwargs)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 from gluonts.dataset.common import ListDataset
 from gluonts.transform import AddObservedValuesIndicator, AddTimeFeatures, Chain, InstanceSplitter
 from gluonts.transform.sampler import InstanceSampler
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from moecast.forecasters.fields import WindowConfig, read_entry
 from moecast.forecasters.frequencies import time_features
@@ -244,6 +244,8 @@ def test_nothing_at_or_after_the_anchor_reaches_the_past(
     st.integers(0, 2),
     st.integers(0, 3),
 )
+# A context without observations beside a neighbour's full of them.
+@example([[1.0] * 12, [np.nan, 1.0, 1.0]], 0, 0)
 def test_trainable_anchors_follow_their_rules(
     targets: list[list[float]], lead_time: int, calibration_windows: int
 ) -> None:
