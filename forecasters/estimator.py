@@ -140,7 +140,7 @@ class MoEEstimator(PyTorchLightningEstimator):
         cover them, then on everything. 0 leaves the quantiles as the head has them.
     train_sampler, validation_sampler
         GluonTS samplers of windows. By default, training draws among all windows with a full
-        context, later ones more often, and validation takes the last window of each series.
+        context, from each series equally often, and validation takes the last window of each.
     trainer_kwargs
         For Lightning's ``Trainer`` (default: 100 epochs, gradients clipped at norm 10).
         Checkpoints go to ``default_root_dir`` if that is given, and are otherwise removed after

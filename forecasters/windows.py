@@ -355,8 +355,7 @@ class TrainingWindows:
         the windows it would have seen.
     sampler
         A GluonTS sampler that picks the windows of a series. By default all series are equally
-        likely, and within a series the later of the windows with a full context the likelier,
-        because the near past is most like the future.
+        likely, long or short, and all windows of a series that have a full context.
     max_bytes
         Memory for the series; ``None`` for no limit.
     calibration_windows
@@ -505,7 +504,7 @@ class TrainingWindows:
     def _draw(self, chunk: SeriesArrays, generator: np.random.Generator) -> Iterator[Anchors]:
         """An endless run of batches of anchors."""
         if self._sampler is None:
-            yield from self._draw_recent(self._anchors(chunk), generator)
+            yield from self._draw_evenly(self._anchors(chunk), generator)
         seed = int(generator.integers(2**32))
         state = np.random.RandomState(seed).get_state()
         pending: List[Tuple[int, int]] = []
@@ -518,15 +517,14 @@ class TrainingWindows:
                     pending = pending[self._batch_size :]
                     yield batch[:, 0], batch[:, 1]
 
-    def _draw_recent(self, anchors: Anchors, generator: np.random.Generator) -> Iterator[Anchors]:
-        """Every series alike; within a series, windows with the root of their position."""
+    def _draw_evenly(self, anchors: Anchors, generator: np.random.Generator) -> Iterator[Anchors]:
+        """Every series alike, and every window of a series."""
         series, steps = anchors
         first = np.flatnonzero(np.diff(series, prepend=-1))
         counts = np.diff(first, append=len(series))
         while True:
             drawn = generator.integers(len(first), size=self._batch_size)
-            share = generator.random(self._batch_size) ** (2 / 3)
-            picked = first[drawn] + (share * counts[drawn]).astype(np.int64)
+            picked = first[drawn] + generator.integers(counts[drawn])
             yield series[picked], steps[picked]
 
     def _anchors(self, chunk: SeriesArrays) -> Anchors:

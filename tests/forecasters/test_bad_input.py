@@ -15,7 +15,7 @@ from gluonts.model.predictor import Predictor
 from gluonts.torch.distributions import GammaOutput
 from gluonts.torch.model.predictor import PyTorchPredictor
 from model_cases import HORIZON, MODELS, Factory, series
-from moecast.forecasters import MoEPredictor
+from moecast.forecasters import MoEEstimator, MoEPredictor
 
 SETTINGS = {
     "horizon 0": ({"prediction_length": 0}, ["prediction_length=0", "at least 1"]),
@@ -301,6 +301,19 @@ def wrong_data(case: str) -> tuple[dict, list[dict], list[str]]:
     return settings, with_features(fields), parts
 
 
+def use_for(use: str, estimator: MoEEstimator, entries: list[dict]) -> None:
+    if use == "train":
+        estimator.train(entries)
+    elif use == "validate":
+        good = with_features({})
+        for entry in good:
+            entry["target"] = np.tile(entry["target"], (estimator.window.target_dim, 1))
+        estimator.train(good, entries)
+    else:
+        module = estimator.create_lightning_module()
+        list(estimator.create_predictor(None, module).predict(entries))
+
+
 @pytest.mark.parametrize("use", ["train", "validate", "predict"])
 @pytest.mark.parametrize("case", [*DATA, *FEATURE_DATA])
 def test_data(case: str, use: str) -> None:
@@ -308,17 +321,7 @@ def test_data(case: str, use: str) -> None:
     settings, entries, parts = wrong_data(case)
     estimator = MODELS["mole rmlp"](**settings)
     with pytest.raises(ValueError, match=r".") as error:
-        if use == "train":
-            estimator.train(entries)
-        elif use == "validate":
-            good = with_features({})
-            for entry in good:
-                channels = settings.get("target_dim", 1)
-                entry["target"] = np.tile(entry["target"], (channels, 1))
-            estimator.train(good, entries)
-        else:
-            module = estimator.create_lightning_module()
-            list(estimator.create_predictor(None, module).predict(entries))
+        use_for(use, estimator, entries)
     check_message(error, parts)
 
 

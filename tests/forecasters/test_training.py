@@ -322,6 +322,22 @@ def test_interrupted_training_goes_on_to_the_same_weights(
     assert same_weights(resumed.network, whole.network)
 
 
+def test_resumed_training_draws_what_the_interrupted_would_have(
+    make_estimator: Factory, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where only the global generator was seeded, and by now stands elsewhere."""
+    torch.manual_seed(5)
+    whole = make_estimator(seed=None, trainer_kwargs=trainer(4)).train(series())
+    settings = trainer(4, AtEpochStart(2, fail), default_root_dir=str(tmp_path))
+    estimator = make_estimator(seed=None, trainer_kwargs=settings)
+    torch.manual_seed(5)
+    with caplog.at_level(logging.ERROR, "moecast"), pytest.raises(Failure):
+        estimator.train(series())
+    torch.manual_seed(6)
+    resumed = estimator.train(series(), ckpt_path=str(named_checkpoint(caplog)))
+    assert same_weights(resumed.network, whole.network)
+
+
 @pytest.mark.parametrize("phase", [0, 1])
 def test_interrupted_calibrated_training_goes_on_to_the_same_predictor(
     make_estimator: Factory, tmp_path: Path, caplog: pytest.LogCaptureFixture, phase: int
@@ -376,7 +392,7 @@ def test_last_checkpoint_is_of_the_last_epoch_also_if_nothing_improved(
             if trainer.current_epoch > 0:
                 with torch.no_grad():
                     for parameter in module.network.parameters():
-                        parameter.mul_(3)
+                        parameter.mul_(-20)
 
     settings = trainer(3, Worsen(), default_root_dir=str(tmp_path))
     make_any(trainer_kwargs=settings).train(series(), series())

@@ -93,15 +93,13 @@ def test_batches_hold_whole_windows_of_the_data(max_bytes: Any, lead_time: int) 
     assert {series for series, _ in found} == {0, 1, 2, 4}
 
 
-def test_series_are_alike_and_later_windows_likelier() -> None:
+def test_series_are_equally_likely_and_so_are_their_windows() -> None:
     windows = TrainingWindows(numbered([17, 8]), CONFIG, NAMES, 50, 100, seed=0)
     found = windows_of(windows)
     counts = {window: found.count(window) for window in sorted(set(found))}
     assert list(counts) == [(0, step) for step in range(4, 15)] + [(1, 4), (1, 5)]
     for series, number in ((0, 11), (1, 2)):
-        # A window's position has a density that grows with its square root.
-        bounds = (np.arange(number + 1) / number) ** 1.5
-        expected = len(found) / 2 * np.diff(bounds)
+        expected = np.full(number, len(found) / 2 / number)
         drawn = np.array([count for (i, _), count in counts.items() if i == series])
         assert (np.abs(drawn - expected) < 5 * np.sqrt(expected)).all()
 
@@ -297,8 +295,10 @@ def test_calibration_windows_are_in_no_training_window(
         for name in ("past_target", "future_target"):
             trained_on |= set(batch[name].flatten().tolist())
     calibrated_on = set()
-    for entry, label, _ in held_out_windows(entries, config, 3):
+    for entry, label, window in held_out_windows(entries, config, 3):
         assert label.shape == (3,)
+        series, step = divmod(int(label[0]), 1000)
+        assert step == lengths[series - 1] - 3 * (window + 1)
         calibrated_on |= set(label.tolist())
         # The forecast knows what comes before its window and lead time, and all of that.
         assert entry["target"][-1] == label[0] - lead_time - 1
@@ -324,7 +324,8 @@ def test_held_out_windows_keep_features_and_skip_what_was_not_observed() -> None
         "item_id": "a",
     }
     before = copy.deepcopy(entry)
-    (first_entry, first, _), (last_entry, last, _) = held_out_windows([entry], config, 3)
+    (first_entry, first, one), (last_entry, last, other) = held_out_windows([entry], config, 3)
+    assert (one, other) == (2, 0)
     np.testing.assert_array_equal(first, target[:, 14:16].T)
     np.testing.assert_array_equal(last, target[:, 18:20].T)
     np.testing.assert_array_equal(first_entry["target"], target[:, :14].astype(np.float32))
