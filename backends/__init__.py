@@ -78,15 +78,16 @@ def get_backend(name: Optional[str] = None) -> Backend:
     Parameters
     ----------
     name
-        ``"torch"`` or ``"auto"`` (the best that this machine has). ``None`` reads the environment
-        variable ``MOECAST_BACKEND`` and falls back to ``"auto"``.
+        ``"torch"``, or ``"auto"`` (as ``None``) for what the environment variable
+        ``MOECAST_BACKEND`` names, and the best that this machine has where it is not set.
 
     Raises
     ------
     ValueError
         If there is no such backend.
     """
-    name = name or os.environ.get("MOECAST_BACKEND") or "auto"
+    if name is None or name == "auto":
+        name = os.environ.get("MOECAST_BACKEND") or "auto"
     if name not in BACKEND_NAMES:
         raise ValueError(f"backend={name!r} is unknown: choose one of {', '.join(BACKEND_NAMES)}")
     return TorchBackend()

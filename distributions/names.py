@@ -52,8 +52,10 @@ def resolve_head(head: Union[Output, str]) -> Output:
         )
     try:
         return cls()
-    except TypeError as error:
+    # GluonTS's validated constructors say with a ValueError what they lack, others with TypeErrors.
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
         raise ValueError(
-            f"distr_output={head!r} needs arguments ({error}): give the object itself, or its "
+            f"distr_output={head!r} needs arguments ({reason}): give the object itself, or its "
             "arguments as GluonTS hyperparameters, 'distr_output.()' and 'distr_output.<name>'"
         ) from None

@@ -249,7 +249,8 @@ class MoEEstimator(PyTorchLightningEstimator):
         self.validation_sampler = validation_sampler
         self.max_dataset_bytes = max_dataset_bytes or int(_SHARE_OF_MEMORY * _memory_in_bytes())
         self.seed = seed
-        self.backend = get_backend(backend).name
+        get_backend(backend)  # Refuses an unknown name.
+        self.backend = backend
 
     @classmethod
     def derive_auto_fields(cls, train_iter: Iterable[DataEntry]) -> Dict[str, Any]:

@@ -149,7 +149,7 @@ def read_entry(
         checked[name] = _time_first(entry[name], name, width, item)
     for name, width in config.static_fields.items():
         checked[name] = _static(entry[name], name, width, item, config.cardinality)
-    _check_target(checked[TARGET], item)
+    _check_values(checked, item)
     _check_lengths(checked, item, config, forecast)
     return checked
 
@@ -174,11 +174,19 @@ def _time_first(values: Any, name: str, width: int, item: str) -> np.ndarray:
 def _static(
     values: Any, name: str, width: int, item: str, cardinality: Tuple[int, ...]
 ) -> np.ndarray:
-    array = np.atleast_1d(np.asarray(values))
+    try:
+        array = np.atleast_1d(np.asarray(values, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{item}: {name} does not consist of numbers ({error})") from None
     if array.shape != (width,):
-        raise ValueError(f"{item}: {name} has shape {list(array.shape)}, not [{width}]")
+        raise ValueError(
+            f"{item}: {name} has shape {list(array.shape)}, not [{width}]: correct the data or set "
+            f"num_{name}"
+        )
     if name == FEAT_STATIC_REAL:
         return array.astype(np.float32)
+    if not np.array_equal(array, np.floor(array)):
+        raise ValueError(f"{item}: {name}={array.tolist()} must be whole numbers, one per category")
     categories = array.astype(np.int64)
     for column, (category, size) in enumerate(zip(categories, cardinality)):
         if not 0 <= category < size:
@@ -189,19 +197,18 @@ def _static(
     return categories
 
 
-def _check_target(target: np.ndarray, item: str) -> None:
-    finite = np.isfinite(target)
-    if finite.all():
-        return
-    if not finite.any():
+def _check_values(checked: Mapping[str, Any], item: str) -> None:
+    target = checked[TARGET]
+    if not np.isfinite(target).any():
         raise ValueError(
             f"{item}: its target has no observed value among {len(target)}: leave the item out"
         )
-    infinite = np.isinf(target)
-    if infinite.any():
-        step = int(np.argmax(infinite.any(axis=-1)))
+    for name, values in checked.items():
+        if not isinstance(values, np.ndarray) or not np.isinf(values).any():
+            continue
+        step = int(np.argmax(np.isinf(values).reshape(len(values), -1).any(axis=-1)))
         raise ValueError(
-            f"{item}: its target is infinite at step {step}: mark missing values with NaN"
+            f"{item}: its {name} is infinite at step {step}: mark missing values with NaN"
         )
 
 
