@@ -1,6 +1,6 @@
 """Conformal calibration of quantile levels on held-out windows."""
 
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Tuple
 
 import numpy as np
 import torch
@@ -44,32 +44,22 @@ class Calibration:
     __hash__ = None  # type: ignore[assignment]
 
     @classmethod
-    def fit(cls, transforms: Sequence[np.ndarray], num_knots: int = 39) -> "Calibration":
+    def fit(cls, transforms: np.ndarray, num_knots: int = 39) -> "Calibration":
         """Fit on probability integral transforms of held-out values.
-
-        Values of the same time share its surprises, so windows rather than values are the sample:
-        an interval is taken to cover the mean over windows of the share it covers, less one
-        standard error of that mean.
 
         Parameters
         ----------
         transforms
-            For each held-out window of time, over all series, the predictive cdf at its values
-            ``[value]``.
+            ``[value]``: the predictive cdf at each held-out value.
         num_knots
             Coverages between which the map is linear.
         """
+        scores = np.abs(2.0 * np.asarray(transforms, dtype=np.float64) - 1.0)
         nominal = np.linspace(0.0, 1.0, num_knots + 2)[1:-1]
-        scores = [np.sort(np.abs(2.0 * np.asarray(t, dtype=np.float64) - 1.0)) for t in transforms]
-        reached = np.unique(np.concatenate(scores))
-        # One more than the number of values: split conformal prediction's correction for few.
-        shares = np.stack([np.searchsorted(s, reached, "right") / (len(s) + 1) for s in scores])
-        covered = shares.mean(axis=0)
-        if len(shares) > 1:
-            covered = covered - shares.std(axis=0, ddof=1) / np.sqrt(len(shares))
-        first = np.searchsorted(np.maximum.accumulate(covered), nominal)
-        model = reached[np.minimum(first, len(reached) - 1)]
-        return cls(nominal.tolist(), np.minimum(model, _LARGEST_COVERAGE).tolist())
+        count = len(scores)
+        levels = np.minimum(np.ceil((count + 1) * nominal) / count, 1.0)
+        model = np.minimum(np.quantile(scores, levels, method="higher"), _LARGEST_COVERAGE)
+        return cls(nominal.tolist(), np.maximum.accumulate(model).tolist())
 
     def of(self, levels: np.ndarray) -> np.ndarray:
         """The model's levels for nominal levels in (0, 1), any shape."""
@@ -83,14 +73,14 @@ class Calibration:
 
 def held_out_windows(
     dataset: Iterable[Mapping[str, Any]], config: WindowConfig, windows: int
-) -> Iterator[Tuple[Dict[str, Any], np.ndarray, int]]:
+) -> Iterator[Tuple[Dict[str, Any], np.ndarray]]:
     """The windows that training with ``calibration_windows`` stayed clear of.
 
     Yields
     ------
-    entry, label, window
-        An entry that ends before the window, the window's target ``[horizon]`` or
-        ``[horizon, channel]``, and which window it is, counted from the end of the series.
+    entry, label
+        An entry that ends before the window, and the window's target ``[horizon]`` or
+        ``[horizon, channel]``.
     """
     for entry in dataset:
         target = np.asarray(entry[TARGET], dtype=np.float32)
@@ -100,20 +90,19 @@ def held_out_windows(
             end = begin + config.prediction_length
             history = target[..., : begin - config.lead_time]
             if np.isfinite(history).any() and np.isfinite(target[..., begin:end]).any():
-                window = (length - end) // config.prediction_length
-                yield {**entry, TARGET: history}, target[..., begin:end].T, window
+                yield {**entry, TARGET: history}, target[..., begin:end].T
 
 
 def calibrate(
-    predictor: Predictor, held_out: Iterable[Tuple[Mapping[str, Any], np.ndarray, int]]
+    predictor: Predictor, held_out: Iterable[Tuple[Mapping[str, Any], np.ndarray]]
 ) -> Calibration:
     """Calibrate on windows that the predictor's training stayed clear of."""
-    entries, labels, windows = zip(*held_out)
-    by_window: Dict[int, List[np.ndarray]] = {}
-    for forecast, label, window in zip(predictor.predict(entries), labels, windows):
-        transform = probability_transform(forecast.distribution, label)
-        by_window.setdefault(window, []).append(transform)
-    return Calibration.fit([np.concatenate(parts) for parts in by_window.values()])
+    entries, labels = zip(*held_out)
+    transforms = [
+        probability_transform(forecast.distribution, label)
+        for forecast, label in zip(predictor.predict(entries), labels)
+    ]
+    return Calibration.fit(np.concatenate(transforms))
 
 
 def probability_transform(distribution: Distribution, label: np.ndarray) -> np.ndarray:

@@ -38,7 +38,7 @@ def test_a_model_that_is_right_stays_as_it_is() -> None:
 def test_calibrated_quantiles_cover_what_they_say(spread: float) -> None:
     """A model whose deviation is 0.7 or 2 times the truth's."""
     generator = np.random.default_rng(0)
-    calibration = Calibration.fit([stats.norm.cdf(generator.normal(size=20000), scale=spread)])
+    calibration = Calibration.fit(stats.norm.cdf(generator.normal(size=20000), scale=spread))
     fresh = generator.normal(size=20000)
     for level in (0.025, 0.1, 0.3, 0.5, 0.7, 0.9, 0.975):
         uncalibrated = stats.norm.ppf(level, scale=spread)
@@ -56,7 +56,7 @@ def test_knots_are_the_order_statistics_of_split_conformal_prediction(count: int
     That is the smallest that covers a further value with probability c (Vovk et al. 2005).
     """
     transforms = np.random.default_rng(count).random(count)
-    calibration = Calibration.fit([transforms])
+    calibration = Calibration.fit(transforms)
     scores = sorted(abs(2 * transforms - 1))
     for nominal, model in zip(calibration.nominal, calibration.model):
         rank = math.ceil((count + 1) * nominal - 1e-9)
@@ -105,13 +105,13 @@ def test_levels_stay_in_order_and_the_median_in_its_place(
 
 
 def test_gluonts_serialisation_keeps_a_calibration() -> None:
-    calibration = Calibration.fit([np.random.default_rng(0).random(50) ** 2])
+    calibration = Calibration.fit(np.random.default_rng(0).random(50) ** 2)
     copy = serde.load_json(serde.dump_json(calibration))
     assert isinstance(copy, Calibration)
     assert copy == calibration
     assert equals(copy, calibration)
     np.testing.assert_array_equal(copy.of(LEVELS), calibration.of(LEVELS))
-    assert copy != Calibration.fit([np.random.default_rng(1).random(50)])
+    assert copy != Calibration.fit(np.random.default_rng(1).random(50))
     assert copy != "a calibration"
 
 
@@ -180,8 +180,8 @@ def test_calibrating_reads_the_forecasts_own_errors(channels: int) -> None:
     target = walk[0] if channels == 1 else walk
     dataset = [{"start": pd.Period("2024", freq="h"), "target": target}] * 2
     held_out = [
-        (entry, label, 0)
-        for entry, label, _ in held_out_windows(dataset, config, 500)
+        (entry, label)
+        for entry, label in held_out_windows(dataset, config, 500)
         if np.isfinite(np.atleast_2d(entry["target"])[:, -1]).all()
     ]
     calibration = calibrate(FixedForecasts(1, 1.0, channels), held_out)
@@ -211,13 +211,3 @@ def test_student_ts_tails_survive_single_precision() -> None:
     expected = stats.t.cdf([-3e3, -1.0, 1.0, 3e3], df=3)
     np.testing.assert_allclose(transform, expected, atol=1e-6)
     assert PoissonOutput().distribution((torch.ones(2),)).support.is_discrete
-
-
-def test_windows_that_disagree_widen_the_intervals() -> None:
-    """The same values, once mixed over the windows and once one window apart from the others."""
-    generator = np.random.default_rng(0)
-    calm, stormy = generator.random(400) * 0.6 + 0.2, generator.random(400) * 2.0 % 1.0
-    mixed = generator.permutation(np.concatenate([calm, stormy]))
-    agreeing = Calibration.fit([mixed[:400], mixed[400:]])
-    disagreeing = Calibration.fit([calm, stormy])
-    assert disagreeing(0.9) > agreeing(0.9) + 0.02

@@ -61,7 +61,10 @@ def test_calibrated_intervals_cover_what_is_like_the_calibration_windows(
         values = forecast_values(predictor, history)
         return float(((values[:, 1] <= labels) & (labels <= values[:, 3])).mean())
 
-    assert abs(coverage(WINDOWS - 1) - 0.8) < abs(coverage(0) - 0.8)
+    plain, calibrated = coverage(0), coverage(WINDOWS - 1)
+    assert plain < 0.75
+    assert calibrated > plain + 0.05
+    assert calibrated > 0.75
 
 
 def test_median_and_order_stay(make_estimator: Factory) -> None:
