@@ -54,12 +54,12 @@ class Calibration:
         num_knots
             Coverages between which the map is linear.
         """
-        scores = np.abs(2.0 * np.asarray(transforms, dtype=np.float64) - 1.0)
+        scores = np.sort(np.abs(2.0 * np.asarray(transforms, dtype=np.float64) - 1.0))
         nominal = np.linspace(0.0, 1.0, num_knots + 2)[1:-1]
-        count = len(scores)
-        levels = np.minimum(np.ceil((count + 1) * nominal) / count, 1.0)
-        model = np.minimum(np.quantile(scores, levels, method="higher"), _LARGEST_COVERAGE)
-        return cls(nominal.tolist(), np.maximum.accumulate(model).tolist())
+        # The rank that covers one more value with this probability (Vovk et al. 2005).
+        ranks = np.ceil((len(scores) + 1) * nominal - 1e-9).astype(int)
+        model = scores[np.minimum(ranks, len(scores)) - 1]
+        return cls(nominal.tolist(), np.minimum(model, _LARGEST_COVERAGE).tolist())
 
     def of(self, levels: np.ndarray) -> np.ndarray:
         """The model's levels for nominal levels in (0, 1), any shape."""
