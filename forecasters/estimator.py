@@ -48,7 +48,12 @@ from .fields import (
     WindowConfig,
 )
 from .frequencies import granularity, parse_frequency
-from .lightning_module import ForecastModule, OptimizerConfig, ResumableRandomness
+from .lightning_module import (
+    ForecastModule,
+    OptimizerConfig,
+    ResumableRandomness,
+    is_calibration_checkpoint,
+)
 from .network import ForecastNetwork, resolve_scaling
 from .patching import resolve_patch_sizes
 from .predictor import MoEPredictor
@@ -220,15 +225,16 @@ class MoEEstimator(PyTorchLightningEstimator):
             num_feat_static_real=num_feat_static_real,
             cardinality=tuple(cardinality),
         )
+        trainer_kwargs = trainer_kwargs or {}
+        ends_otherwise = "max_steps" in trainer_kwargs or "max_time" in trainer_kwargs
         default_trainer_kwargs = {
-            "max_epochs": 100,
+            "max_epochs": -1 if ends_otherwise else 100,
             "gradient_clip_val": 10.0,
             "enable_model_summary": False,
             "num_sanity_val_steps": 0,
         }
         super().__init__(
-            trainer_kwargs={**default_trainer_kwargs, **(trainer_kwargs or {})},
-            lead_time=lead_time,
+            trainer_kwargs={**default_trainer_kwargs, **trainer_kwargs}, lead_time=lead_time
         )
         self.prediction_length = prediction_length
         self.context_length = context_length
@@ -310,8 +316,15 @@ class MoEEstimator(PyTorchLightningEstimator):
             sampler=self.validation_sampler,
         )
 
-    def create_predictor(self, transformation: Any, module: ForecastModule) -> MoEPredictor:
-        return self.predictor_class(network=module.network, batch_size=self.batch_size)
+    def create_predictor(
+        self,
+        transformation: Any,
+        module: ForecastModule,
+        calibration: Optional[Calibration] = None,
+    ) -> MoEPredictor:
+        return self.predictor_class(
+            network=module.network, batch_size=self.batch_size, calibration=calibration
+        )
 
     def train_model(
         self,
@@ -348,18 +361,19 @@ class MoEEstimator(PyTorchLightningEstimator):
             If there is no checkpoint at ``ckpt_path``.
         """
         arguments = training_data, validation_data, from_predictor, cache_data
+        to_calibrate, to_train = None, ckpt_path
+        if ckpt_path is not None and is_calibration_checkpoint(ckpt_path):
+            to_calibrate, to_train = ckpt_path, None
         with _seeded(self.seed):
             calibration: Optional[Calibration] = None
             if self.calibration_windows:
-                calibration = self._calibrate(*arguments)
-            module, trainer = self._train_module(*arguments, ckpt_path=ckpt_path)
-        predictor = self.create_predictor(None, module)
-        predictor.calibration = calibration
+                calibration = self._calibrate(*arguments, ckpt_path=to_calibrate)
+            module, trainer = self._train_module(*arguments, ckpt_path=to_train)
         return TrainOutput(
             transformation=self.create_transformation(),
             trained_net=module,
             trainer=trainer,
-            predictor=predictor,
+            predictor=self.create_predictor(None, module, calibration),
         )
 
     def _calibrate(
@@ -368,6 +382,7 @@ class MoEEstimator(PyTorchLightningEstimator):
         validation_data: Optional[Dataset],
         from_predictor: Optional[MoEPredictor],
         cache_data: bool,
+        ckpt_path: Optional[str],
     ) -> Optional[Calibration]:
         """Train without the calibration windows, and see how often intervals cover them."""
         held_out = list(held_out_windows(training_data, self.window, self.calibration_windows))
@@ -380,7 +395,12 @@ class MoEEstimator(PyTorchLightningEstimator):
             return None
         logger.info("Training without the last windows, to calibrate on them")
         module, _ = self._train_module(
-            training_data, validation_data, from_predictor, cache_data, self.calibration_windows
+            training_data,
+            validation_data,
+            from_predictor,
+            cache_data,
+            self.calibration_windows,
+            ckpt_path,
         )
         return calibrate(self.create_predictor(None, module), held_out)
 
@@ -418,36 +438,45 @@ class MoEEstimator(PyTorchLightningEstimator):
     ) -> pl.Trainer:
         """Fit the module and leave the best checkpoint's weights in it."""
         arguments = dict(self.trainer_kwargs)
-        keeps_checkpoints = "default_root_dir" in arguments
-        if not keeps_checkpoints:
+        root = arguments.get("default_root_dir")
+        if root is None:
             arguments["default_root_dir"] = tempfile.mkdtemp(prefix="moecast-")
             arguments.setdefault("logger", False)
+        elif windows.calibration_windows:
+            arguments["default_root_dir"] = os.path.join(root, "calibration")
         monitor = "train_loss" if validation is None else "val_loss"
-        checkpoint = ModelCheckpoint(
-            dirpath=_folder_of(ckpt_path), monitor=monitor, mode="min", save_last=True
+        folder = _folder_of(ckpt_path)
+        best = _BestCheckpoint(dirpath=folder, monitor=monitor, mode="min")
+        last = _LastCheckpoint(
+            dirpath=folder,
+            filename="last",
+            enable_version_counter=False,
+            save_on_train_epoch_end=True,
         )
         callbacks: List[pl.Callback] = [ResumableRandomness(windows)]
         if arguments.get("enable_checkpointing", True):
-            callbacks.append(checkpoint)
+            callbacks.extend([best, last])
         if self.early_stopping_patience is not None:
             callbacks.append(EarlyStopping(monitor, patience=self.early_stopping_patience))
-        arguments["callbacks"] = [*callbacks, *arguments.get("callbacks", [])]
+        given = arguments.get("callbacks") or []
+        given = [given] if isinstance(given, pl.Callback) else given
+        arguments["callbacks"] = [*callbacks, *given]
         trainer = pl.Trainer(**{"accelerator": "auto", **arguments})
         try:
             with _interruptible():
                 trainer.fit(module, windows, validation, **_resume_arguments(ckpt_path))
         except BaseException:
-            if checkpoint.last_model_path:
+            if last.best_model_path:
                 logger.error(
                     "Training stopped in epoch %d. Go on from its checkpoint with ckpt_path=%r",
                     trainer.current_epoch,
-                    checkpoint.last_model_path,
+                    last.best_model_path,
                 )
             raise
-        if checkpoint.best_model_path:
-            best = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)
-            module.load_state_dict(best["state_dict"])
-        if not keeps_checkpoints:
+        if best.best_model_path:
+            saved = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+            module.load_state_dict(saved["state_dict"])
+        if root is None:
             shutil.rmtree(arguments["default_root_dir"], ignore_errors=True)
         return trainer
 
@@ -539,6 +568,14 @@ def _describe(entry: DataEntry) -> Dict[str, Any]:
 def _num_rows(values: Any) -> int:
     shape = np.shape(values)
     return 1 if len(shape) == 1 else shape[0]
+
+
+class _BestCheckpoint(ModelCheckpoint):
+    """A class of its own, so that users may add a ``ModelCheckpoint`` of the same settings."""
+
+
+class _LastCheckpoint(ModelCheckpoint):
+    """The latest epoch, whether it was the best or not."""
 
 
 def _memory_in_bytes() -> int:

@@ -84,7 +84,9 @@ class BatchDistribution:
         except NotImplementedError:
             if self._samples is None:
                 self._samples = distribution.sample(torch.Size((_SAMPLES_FOR_QUANTILES,)))
-            return self._samples.quantile(level, dim=0).numpy()
+            discrete = distribution.support is not None and distribution.support.is_discrete
+            interpolation = "higher" if discrete else "linear"
+            return self._samples.quantile(level, dim=0, interpolation=interpolation).numpy()
 
 
 class BatchedDistributionForecast(DistributionForecast):
@@ -111,7 +113,7 @@ class BatchedDistributionForecast(DistributionForecast):
         info: Optional[Dict[str, Any]] = None,
     ) -> None:
         self._batch = batch
-        self._index = index
+        self._row = index
         self.prediction_length = batch.distr_args[0].shape[1]
         self.start_date = start_date
         self.item_id = item_id
@@ -120,7 +122,7 @@ class BatchedDistributionForecast(DistributionForecast):
     @property
     def distribution(self) -> Distribution:
         """The head's distribution, before any calibration."""
-        alone = self._batch.select(self._index)
+        alone = self._batch.select(self._row)
         arguments = tuple(argument[0] for argument in alone.distr_args)
         return self._batch.distr_output.distribution(
             arguments, loc=alone.loc[0], scale=alone.scale[0]
@@ -134,11 +136,27 @@ class BatchedDistributionForecast(DistributionForecast):
     @property
     def mean(self) -> np.ndarray:
         """``[horizon]`` or ``[horizon, channel]``."""
-        return self._batch.mean()[self._index]
+        return self._batch.mean()[self._row]
 
     def quantile(self, level: Union[float, str]) -> np.ndarray:
         """``[horizon]`` or ``[horizon, channel]`` at a level in (0, 1)."""
-        return self._batch.quantile(Quantile.parse(level).value)[self._index]
+        return self._batch.quantile(Quantile.parse(level).value)[self._row]
+
+    def dim(self) -> int:
+        """Number of channels."""
+        return 1 if self._batch.loc.dim() == 2 else self._batch.loc.shape[-1]
+
+    def copy_dim(self, dim: int) -> "BatchedDistributionForecast":
+        """The forecast of one channel."""
+        alone = self._batch.select(self._row)
+        channel = BatchDistribution(
+            alone.distr_output,
+            tuple(argument[:, :, dim] for argument in alone.distr_args),
+            alone.loc[..., dim],
+            alone.scale[..., dim],
+            alone.calibration,
+        )
+        return type(self)(channel, 0, self.start_date, self.item_id, self.info)
 
     def to_sample_forecast(self, num_samples: int = 200) -> SampleForecast:
         """Independent samples of each step; calibrated, if the forecast is."""
@@ -152,5 +170,5 @@ class BatchedDistributionForecast(DistributionForecast):
 
     def __reduce__(self) -> Tuple[Any, ...]:
         # A pickled forecast takes its own series along, not the batch.
-        alone = self._batch.select(self._index)
+        alone = self._batch.select(self._row)
         return type(self), (alone, 0, self.start_date, self.item_id, self.info)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 import lightning.pytorch as pl
@@ -68,16 +69,31 @@ class ForecastModule(pl.LightningModule):
         self._epoch_losses: Dict[str, List[Tensor]] = {}
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        output = self.network.outputs(batch, self._draw_patch_size())
-        loss = self.network.loss(
-            output, batch["future_target"], batch["future_observed_values"]
-        ).mean()
+        try:
+            output = self.network.outputs(batch, self._draw_patch_size())
+            loss = self.network.loss(
+                output, batch["future_target"], batch["future_observed_values"]
+            ).mean()
+        except ValueError as error:
+            # torch's distributions refuse the arguments that NaN weights give.
+            if all(parameter.isfinite().all() for parameter in self.network.parameters()):
+                raise
+            raise self._diverged("a weight", "NaN or infinite") from error
         self._remember("train_loss", loss)
-        if not any(routing.is_sparse for routing in output.routings.values()):
-            return loss
-        balance = total_balance_loss(output.routings)
-        self._remember("balance_loss", balance)
-        return loss + self.optimizer_config.aux_weight * balance
+        total = loss
+        if any(routing.is_sparse for routing in output.routings.values()):
+            balance = total_balance_loss(output.routings)
+            self._remember("balance_loss", balance)
+            total = loss + self.optimizer_config.aux_weight * balance
+        if self.trainer.is_last_batch:
+            self._log_epoch()
+        return total
+
+    def _diverged(self, what: str, value: object) -> RuntimeError:
+        return RuntimeError(
+            f"{what} became {value} in epoch {self.current_epoch}: "
+            f"lower lr={self.optimizer_config.lr} or set gradient_clip_val in trainer_kwargs"
+        )
 
     def _remember(self, name: str, loss: Tensor) -> None:
         # Logged once an epoch: Lightning's log takes longer than a small model's forward pass.
@@ -108,15 +124,24 @@ class ForecastModule(pl.LightningModule):
         return sizes[0] if len(sizes) == 1 else sizes[int(torch.randint(len(sizes), ()))]
 
     def on_train_epoch_end(self) -> None:
+        if self._epoch_losses:
+            self._log_epoch()
+
+    def _log_epoch(self) -> None:
         means = {name: torch.stack(losses).mean() for name, losses in self._epoch_losses.items()}
         self._epoch_losses.clear()
         if not torch.isfinite(means["train_loss"]):
-            raise RuntimeError(
-                f"train_loss became {means['train_loss'].item()} in epoch {self.current_epoch}: "
-                f"lower lr={self.optimizer_config.lr} or set gradient_clip_val in trainer_kwargs"
-            )
+            raise self._diverged("train_loss", means["train_loss"].item())
         for name, mean in means.items():
-            self.log(name, mean, prog_bar=name == "train_loss", sync_dist=True)
+            self.log(
+                name,
+                mean,
+                on_step=False,
+                on_epoch=True,
+                prog_bar=name == "train_loss",
+                sync_dist=True,
+                batch_size=1,
+            )
 
     def configure_optimizers(self) -> Any:
         config = self.optimizer_config
@@ -186,7 +211,11 @@ class ResumableRandomness(pl.Callback):
         self._to_restore: Optional[Tensor] = None
 
     def state_dict(self) -> Dict[str, Any]:
-        return {"seed": self.windows.seed, "torch": torch.get_rng_state()}
+        return {
+            "calibration_windows": self.windows.calibration_windows,
+            "seed": self.windows.seed,
+            "torch": torch.get_rng_state(),
+        }
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         self.windows.seed = state_dict["seed"]
@@ -195,3 +224,25 @@ class ResumableRandomness(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._to_restore is not None:
             torch.set_rng_state(self._to_restore.cpu())
+
+
+def is_calibration_checkpoint(path: str) -> bool:
+    """Whether a checkpoint was written while training without the calibration windows.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    ValueError
+        If it was not written by this package.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"there is no checkpoint at ckpt_path={path!r}")
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        state = saved["callbacks"][ResumableRandomness.__qualname__]
+    except Exception as error:
+        raise ValueError(
+            f"ckpt_path={path!r} holds no checkpoint of a moecast training: {error}"
+        ) from None
+    return state["calibration_windows"] > 0

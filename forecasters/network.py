@@ -147,13 +147,17 @@ class ForecastNetwork(nn.Module):
         """
         loc: Optional[Tensor] = output.loc
         scale: Optional[Tensor] = output.scale
-        if not scales_parameters(self.distr_output):
+        distr_args = output.distr_args
+        if scales_parameters(self.distr_output):
+            # Some of GluonTS's heads scale their arguments in place.
+            distr_args = tuple(argument.clone() for argument in distr_args)
+        else:
             future_target = (future_target - output.loc) / output.scale
             loc = scale = None
         missing = future_observed_values == 0
         future_target = future_target.masked_fill(missing, self.distr_output.value_in_support)
         losses = self.distr_output.loss(
-            target=future_target, distr_args=output.distr_args, loc=loc, scale=scale
+            target=future_target, distr_args=distr_args, loc=loc, scale=scale
         )
         return weighted_average(losses.flatten(1), future_observed_values.flatten(1), dim=1)
 

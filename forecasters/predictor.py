@@ -15,13 +15,14 @@ from typing import (
     Union,
 )
 
+import numpy as np
 import safetensors.torch
 import torch
 from gluonts.core.component import validated
 from gluonts.dataset.common import DataEntry, Dataset
 from gluonts.dataset.field_names import FieldName
 from gluonts.itertools import batcher
-from gluonts.model.forecast import Forecast
+from gluonts.model.forecast import Forecast, SampleForecast
 from gluonts.model.forecast_generator import DistributionForecastGenerator
 from gluonts.torch.model.predictor import PyTorchPredictor
 from gluonts.transform import Identity
@@ -34,6 +35,8 @@ from .network import ForecastNetwork, NetworkOutput
 from .patching import best_patch_sizes
 from .serialization import ModelFolder
 from .windows import Batch, SeriesArrays, history_ends
+
+_DEFAULT_NUM_SAMPLES = 100
 
 P = TypeVar("P", bound="MoEPredictor")
 
@@ -118,11 +121,12 @@ class MoEPredictor(PyTorchPredictor):
         )
         with torch.inference_mode():
             inputs = self._inputs(series, held_out=0)
-            if several:
-                chosen = self._choose_patch_sizes(series)
-                output = self._forward_by_patch_size(inputs, chosen)
-            else:
-                output = network.outputs(inputs)
+            first = network.patch_sizes[0]
+            chosen = self._choose_patch_sizes(series) if several else [first] * len(entries)
+            output = self._forward_by_patch_size(inputs, chosen)
+            samples: Optional[np.ndarray] = None
+            if network.parameter_head.projection is not None:
+                samples = self._sample(inputs, chosen, num_samples or _DEFAULT_NUM_SAMPLES)
         self.expert_usage.update(output.routings)
         described = [
             {
@@ -135,7 +139,19 @@ class MoEPredictor(PyTorchPredictor):
         if several:
             for description, patch_size in zip(described, chosen):
                 description["info"] = _add_to_info(description["info"], patch_size)
+        if samples is not None:
+            return [SampleForecast(samples[:, i], **d) for i, d in enumerate(described)]
         return self._forecasts(output, described, num_samples)
+
+    def _sample(self, inputs: Batch, chosen: List[int], num_samples: int) -> np.ndarray:
+        """Samples ``[sample, batch, horizon(, channel)]`` of a head that draws as it computes."""
+        head, squeeze = self.network.distr_output, self.network.window.target_dim == 1
+        samples = []
+        for _ in range(num_samples):
+            output = _on_cpu(self._forward_by_patch_size(inputs, chosen), squeeze)
+            distribution = head.distribution(output.distr_args, output.loc, output.scale)
+            samples.append(distribution.sample())
+        return torch.stack(samples).numpy()
 
     def _inputs(self, series: SeriesArrays, held_out: int, names: Iterable[str] = ()) -> Batch:
         batch = series.cut(series.last_anchors(held_out), (*self.input_names, *names))
@@ -157,6 +173,8 @@ class MoEPredictor(PyTorchPredictor):
 
     def _forward_by_patch_size(self, inputs: Batch, chosen: List[int]) -> NetworkOutput:
         """One pass for each patch size that was chosen, over the series that chose it."""
+        if len(set(chosen)) == 1:
+            return self.network.outputs(inputs, chosen[0])
         rows_of: Dict[int, List[int]] = {}
         for row, patch_size in enumerate(chosen):
             rows_of.setdefault(patch_size, []).append(row)
@@ -233,6 +251,7 @@ class MoEPredictor(PyTorchPredictor):
         folder = ModelFolder(path)
         predictor = folder.read_predictor(cls)
         folder.load_weights(predictor.network)
+        predictor.network.eval()
         predictor.to(device or "auto")
         return predictor
 

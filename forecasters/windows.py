@@ -387,7 +387,7 @@ class TrainingWindows:
         self.seed = seed
         self._sampler = sampler
         self._max_bytes = max_bytes
-        self._calibration_windows = calibration_windows
+        self.calibration_windows = calibration_windows
         self.epoch = 0
 
         chunks = read_chunks(dataset, config, max_bytes)
@@ -473,7 +473,7 @@ class TrainingWindows:
                 "once: give one that can be iterated again, or cache_data=True"
             )
         for chunk in chunks:
-            if len(chunk.trainable_anchors(self._calibration_windows)[0]):
+            if len(chunk.trainable_anchors(self.calibration_windows)[0]):
                 raise ValueError(f"train_sampler={self._sampler!r} picks no window")
         lengths = np.concatenate([chunk.lengths for chunk in chunks])
         raise ValueError(self._no_window(lengths))
@@ -496,7 +496,7 @@ class TrainingWindows:
         outside = np.random.get_state()  # noqa: NPY002
         np.random.set_state(state)  # noqa: NPY002
         try:
-            steps = sample(chunk, series, self._sampler, self._calibration_windows)
+            steps = sample(chunk, series, self._sampler, self.calibration_windows)
             return steps, np.random.get_state()  # noqa: NPY002
         finally:
             np.random.set_state(outside)  # noqa: NPY002
@@ -529,7 +529,7 @@ class TrainingWindows:
 
     def _anchors(self, chunk: SeriesArrays) -> Anchors:
         if self._last_anchors is None or self._last_anchors[0] is not chunk:
-            self._last_anchors = chunk, chunk.trainable_anchors(self._calibration_windows)
+            self._last_anchors = chunk, chunk.trainable_anchors(self.calibration_windows)
         return self._last_anchors[1]
 
     def _no_window(self, lengths: np.ndarray) -> str:

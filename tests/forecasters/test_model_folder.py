@@ -270,6 +270,15 @@ def test_trusted_packages_are_no_way_to_what_they_import(
         MoLEPredictor.deserialize(folder)
 
 
+@pytest.mark.parametrize("kind", ["type", "stateful", "code", None])
+def test_objects_are_made_by_their_constructors_only(folder: Path, kind: Any) -> None:
+    """A class itself is of no use in a setting, and a stateful object skips every check."""
+    name = "gluonts.torch.distributions.studentT.StudentTOutput"
+    rewrite(folder, set_head({"__kind__": kind, "class": name, "kwargs": {"beta": 0.0}}))
+    with pytest.raises(ValueError, match=r"predictor\.json"):
+        MoLEPredictor.deserialize(folder)
+
+
 def test_no_object_can_be_made_to_call_what_the_folder_names(folder: Path, tmp_path: Path) -> None:
     """A stateful object has any attribute the file gives it, even its methods."""
     target = tmp_path / "made_by_the_folder"
