@@ -14,6 +14,7 @@ from torch.distributions import Distribution
 from .calibration import Calibration
 
 _SAMPLES_FOR_QUANTILES = 1000
+_SMALLEST_LEVEL = 1e-6
 
 
 class BatchDistribution:
@@ -163,6 +164,7 @@ class BatchedDistributionForecast(DistributionForecast):
         samples = self.distribution.sample(torch.Size((num_samples,)))
         if self._batch.calibration is not None:
             levels = self._batch.calibration.of(torch.rand(samples.shape).numpy())
+            levels = levels.clip(_SMALLEST_LEVEL, 1 - _SMALLEST_LEVEL)
             samples = self.distribution.icdf(torch.from_numpy(levels).to(samples.dtype))
         return SampleForecast(
             samples.numpy(), start_date=self.start_date, item_id=self.item_id, info=self.info

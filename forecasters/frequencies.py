@@ -30,6 +30,7 @@ _GRANULARITIES = {
     offsets.Nano: "nanosecond",
 }
 
+_PERIOD_ENDS = (offsets.YearEnd, offsets.QuarterEnd)
 _PERIOD_ALIASES = {"year": "Y", "quarter": "Q", "month": "M"}
 
 
@@ -60,7 +61,7 @@ def parse_frequency(freq: str) -> offsets.BaseOffset:
                 break
             except ValueError:
                 continue
-    if offset is None or type(offset) not in _GRANULARITIES:
+    if offset is None or type(offset) not in _GRANULARITIES or offset.n < 1:
         raise ValueError(
             f"freq={freq!r} is no frequency that series can have: "
             "use a pandas alias such as 'h', '15min', 'D', 'W-SUN', 'M', 'Q' or 'Y'"
@@ -102,8 +103,12 @@ def to_period(start: Any, freq: str) -> pd.Period:
         return start
     offset = parse_frequency(freq)
     alias = _PERIOD_ALIASES.get(granularity(freq))
+    period_freq = offset.freqstr
+    if alias is not None:
+        anchor = offset.freqstr.partition("-")[2] if isinstance(offset, _PERIOD_ENDS) else ""
+        period_freq = f"{offset.n}{alias}{'-' if anchor else ''}{anchor}"
     try:
-        return pd.Period(start, freq=offset.freqstr if alias is None else f"{offset.n}{alias}")
+        return pd.Period(start, freq=period_freq)
     except (TypeError, ValueError) as error:
         raise ValueError(f"start={start!r} is no point in time: {error}") from error
 

@@ -103,5 +103,7 @@ def best_patch_sizes(losses: Sequence[Tensor], patch_sizes: Sequence[int]) -> Li
         For each candidate, the loss per series ``[batch]``. Where nothing was held out it is not
         finite, and the smallest candidate is taken.
     """
-    table = torch.stack(list(losses), dim=-1)
-    return [patch_sizes[i] for i in table.nan_to_num(nan=torch.inf).argmin(dim=-1).tolist()]
+    by_size = sorted(range(len(patch_sizes)), key=lambda i: patch_sizes[i])
+    table = torch.stack([losses[i] for i in by_size], dim=-1)
+    table = torch.where(table.isfinite(), table, torch.full_like(table, torch.inf))
+    return [patch_sizes[by_size[i]] for i in table.argmin(dim=-1).tolist()]

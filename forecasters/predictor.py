@@ -80,8 +80,18 @@ class MoEPredictor(PyTorchPredictor):
             lead_time=network.window.lead_time,
             device=device,
         )
-        self.calibration: Optional[Calibration] = calibration
+        self.calibration = calibration
         self.expert_usage = ExpertUsage()
+
+    @property
+    def calibration(self) -> Optional[Calibration]:
+        """What corrects the quantile levels; it is saved and compared with the predictor."""
+        return self._calibration
+
+    @calibration.setter
+    def calibration(self, calibration: Optional[Calibration]) -> None:
+        self._calibration = calibration
+        self.__init_args__["calibration"] = calibration
 
     def predict(self, dataset: Dataset, num_samples: Optional[int] = None) -> Iterator[Forecast]:
         """Forecast every series of a dataset.

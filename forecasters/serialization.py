@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any, Iterator, Type, TypeVar, Union
+from typing import Any, Iterator, Tuple, Type, TypeVar, Union
 
 import safetensors.torch
 from gluonts.core.serde import load_json
@@ -56,8 +56,10 @@ class ModelFolder:
             raise ValueError(
                 f"{self.path} holds a {name}, not a {expected}: use that class's reader"
             )
-        for class_name in _class_names(encoded):
+        for kind, class_name in _encoded_objects(encoded):
             self._check_trusted(class_name)
+            if kind != "instance":
+                raise ValueError(f"{self.path}/predictor.json is damaged: it has a {kind!r} object")
         try:
             predictor = load_json(text)
         except Exception as error:
@@ -136,12 +138,13 @@ def load_matching(network: nn.Module, weights: Any, origin: str) -> None:
     network.load_state_dict(weights)
 
 
-def _class_names(encoded: Any) -> Iterator[str]:
+def _encoded_objects(encoded: Any) -> Iterator[Tuple[str, str]]:
+    """Kind and class name of every object in GluonTS's encoding."""
     if isinstance(encoded, dict):
         if "__kind__" in encoded:
-            yield str(encoded.get("class"))
+            yield str(encoded["__kind__"]), str(encoded.get("class"))
         for value in encoded.values():
-            yield from _class_names(value)
+            yield from _encoded_objects(value)
     elif isinstance(encoded, list):
         for value in encoded:
-            yield from _class_names(value)
+            yield from _encoded_objects(value)

@@ -99,7 +99,7 @@ class SeriesArrays:
 
     def last_anchors(self, held_out: int = 0) -> Anchors:
         """The window at the end of each series, ``held_out`` steps before its end."""
-        return np.arange(len(self)), self.lengths - held_out
+        return np.arange(len(self)), np.maximum(self.lengths - held_out, 0)
 
     def trainable_anchors(self, calibration_windows: int = 0) -> Anchors:
         """All windows with a full context where the series has one, and something to learn.
@@ -233,33 +233,35 @@ class SeriesArrays:
 
         Overlapping series share their rows, so that the table is as long as the time they span.
         """
-        offset = parse_frequency(self.config.freq)
-        ordinals = np.array([start.ordinal for start in self.starts])
+        multiple = parse_frequency(self.config.freq).n
         before, after = self.config.context_length, self.config.future_length
-        spans = sorted(
-            (int(o % offset.n), int(o // offset.n) - before, int(o // offset.n) + int(n) + after)
-            for o, n in set(zip(ordinals.tolist(), self.lengths.tolist()))
-        )
-        merged: List[List[int]] = []
-        for phase, begin, end in spans:
-            if merged and merged[-1][0] == phase and begin <= merged[-1][2]:
-                merged[-1][2] = max(merged[-1][2], end)
+        # Periods of one anchor and phase lie on one grid; elsewhere a row would be another time.
+        grids = [(start.freqstr, start.ordinal % multiple) for start in self.starts]
+        begins = [start.ordinal // multiple - before for start in self.starts]
+        lengths = self.lengths.tolist()
+        spans = {
+            (grid, begin, begin + before + length + after)
+            for grid, begin, length in zip(grids, begins, lengths)
+        }
+        merged: List[Tuple[Tuple[str, int], int, int]] = []
+        for grid, begin, end in sorted(spans):
+            if merged and merged[-1][0] == grid and begin <= merged[-1][2]:
+                merged[-1] = grid, merged[-1][1], max(merged[-1][2], end)
             else:
-                merged.append([phase, begin, end])
+                merged.append((grid, begin, end))
         features = time_features(self.config.freq)
         tables, rows, total = [], [], 0
-        for phase, begin, end in merged:
-            first = pd.Period(ordinal=begin * offset.n + phase, freq=self.starts[0].freq)
-            index = pd.period_range(first, periods=end - begin, freq=self.starts[0].freq)
+        for (freq, phase), begin, end in merged:
+            first = pd.Period(ordinal=begin * multiple + phase, freq=freq)
+            index = pd.period_range(first, periods=end - begin, freq=freq)
             columns = [np.asarray(feature(index), dtype=np.float32) for feature in features]
             tables.append(np.stack(columns, axis=-1) if columns else np.zeros((len(index), 0)))
             rows.append(total)
             total += len(index)
-        keys = [(phase, begin) for phase, begin, _ in merged]
+        keys = [(grid, begin) for grid, begin, _ in merged]
         positions = []
-        for ordinal in ordinals.tolist():
-            phase, begin = ordinal % offset.n, ordinal // offset.n - before
-            span = bisect_right(keys, (phase, begin)) - 1
+        for grid, begin in zip(grids, begins):
+            span = bisect_right(keys, (grid, begin)) - 1
             positions.append(rows[span] + begin - keys[span][1])
         return np.concatenate(tables).astype(np.float32), np.array(positions)
 
