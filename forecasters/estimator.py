@@ -480,43 +480,6 @@ class MoEEstimator(PyTorchLightningEstimator):
             shutil.rmtree(arguments["default_root_dir"], ignore_errors=True)
         return trainer
 
-    def train(
-        self,
-        training_data: Dataset,
-        validation_data: Optional[Dataset] = None,
-        shuffle_buffer_length: Optional[int] = None,
-        cache_data: bool = False,
-        ckpt_path: Optional[str] = None,
-        **kwargs: Any,
-    ) -> MoEPredictor:
-        """Train a new network; :meth:`train_model` describes the arguments."""
-        return self.train_model(
-            training_data,
-            validation_data,
-            shuffle_buffer_length=shuffle_buffer_length,
-            cache_data=cache_data,
-            ckpt_path=ckpt_path,
-        ).predictor
-
-    def train_from(
-        self,
-        predictor: MoEPredictor,
-        training_data: Dataset,
-        validation_data: Optional[Dataset] = None,
-        shuffle_buffer_length: Optional[int] = None,
-        cache_data: bool = False,
-        ckpt_path: Optional[str] = None,
-    ) -> MoEPredictor:
-        """Train on, from a predictor's weights; :meth:`train_model` describes the arguments."""
-        return self.train_model(
-            training_data,
-            validation_data,
-            from_predictor=predictor,
-            shuffle_buffer_length=shuffle_buffer_length,
-            cache_data=cache_data,
-            ckpt_path=ckpt_path,
-        ).predictor
-
 
 def takes_shared_settings(init: Callable[..., None]) -> Callable[..., None]:
     """Complete ``__init__(self, …, **shared)`` with :class:`MoEEstimator`'s settings.

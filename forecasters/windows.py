@@ -74,10 +74,6 @@ class SeriesArrays:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    @property
-    def nbytes(self) -> int:
-        return sum(array.nbytes for array in self._arrays.values())
-
     def target_of(self, series: int) -> np.ndarray:
         """Target of one series as GluonTS has it: ``[time]`` or ``[channel, time]``."""
         offset = self._offsets[series]
