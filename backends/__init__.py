@@ -33,7 +33,8 @@ class Backend(Protocol):
         Returns
         -------
         weights_TK, ids_TK
-            Softmax of the chosen logits, and which experts they belong to, in any order.
+            Softmax of the chosen logits, and which experts they belong to: in any order, but in
+            ascending order where ``top_k`` is E.
         """
         ...
 

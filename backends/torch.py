@@ -17,7 +17,10 @@ class TorchBackend:
         return chosen_TK.softmax(dim=-1), ids_TK
 
     def expert_linear(self, x: Tensor, weight_EIO: Tensor, bias_EO: Tensor) -> Tensor:
-        return self._one_input_each(x, weight_EIO) @ weight_EIO + bias_EO.unsqueeze(-2)
+        x_ETI, bias_E1O = self._one_input_each(x, weight_EIO), bias_EO.unsqueeze(-2)
+        if weight_EIO.dim() == 3:
+            return torch.baddbmm(bias_E1O, x_ETI.expand(len(weight_EIO), -1, -1), weight_EIO)
+        return x_ETI @ weight_EIO + bias_E1O
 
     def mix_linear(
         self, x: Tensor, weight_EIO: Tensor, bias_EO: Tensor, weights_TE: Tensor

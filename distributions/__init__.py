@@ -3,11 +3,13 @@
 from .names import HEADS, resolve_head
 from .parameters import ParameterHead, has_cdf, scales_parameters, scaling_for
 from .point import PointOutput
+from .student_t import StudentTOutput
 
 __all__ = [
     "HEADS",
     "ParameterHead",
     "PointOutput",
+    "StudentTOutput",
     "has_cdf",
     "resolve_head",
     "scales_parameters",

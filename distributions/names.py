@@ -9,10 +9,10 @@ from gluonts.torch.distributions import (
     NormalOutput,
     Output,
     QuantileOutput,
-    StudentTOutput,
 )
 
 from .point import PointOutput
+from .student_t import StudentTOutput
 
 
 def _deciles() -> QuantileOutput:

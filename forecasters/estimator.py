@@ -34,11 +34,12 @@ from gluonts.torch.distributions import Output
 from gluonts.torch.model.estimator import PyTorchLightningEstimator, TrainOutput
 from gluonts.transform import Identity
 from gluonts.transform.sampler import InstanceSampler
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping
 
 from ..backends import get_backend
 from ..distributions import has_cdf, resolve_head
 from .calibration import Calibration, calibrate, held_out_windows
+from .checkpoints import EpochCheckpoint, is_calibration_checkpoint
 from .fields import (
     FEAT_DYNAMIC_REAL,
     FEAT_STATIC_CAT,
@@ -48,12 +49,7 @@ from .fields import (
     WindowConfig,
 )
 from .frequencies import granularity, parse_frequency
-from .lightning_module import (
-    ForecastModule,
-    OptimizerConfig,
-    ResumableRandomness,
-    is_calibration_checkpoint,
-)
+from .lightning_module import ForecastModule, OptimizerConfig
 from .network import ForecastNetwork, resolve_scaling
 from .patching import resolve_patch_sizes
 from .predictor import MoEPredictor
@@ -445,17 +441,11 @@ class MoEEstimator(PyTorchLightningEstimator):
         elif windows.calibration_windows:
             arguments["default_root_dir"] = os.path.join(root, "calibration")
         monitor = "train_loss" if validation is None else "val_loss"
-        folder = _folder_of(ckpt_path)
-        best = _BestCheckpoint(dirpath=folder, monitor=monitor, mode="min")
-        last = _LastCheckpoint(
-            dirpath=folder,
-            filename="last",
-            enable_version_counter=False,
-            save_on_train_epoch_end=True,
-        )
-        callbacks: List[pl.Callback] = [ResumableRandomness(windows)]
+        folder = Path(ckpt_path).parent if ckpt_path else None
+        checkpoint = EpochCheckpoint(windows, monitor, folder)
+        callbacks: List[pl.Callback] = []
         if arguments.get("enable_checkpointing", True):
-            callbacks.extend([best, last])
+            callbacks.append(checkpoint)
         if self.early_stopping_patience is not None:
             callbacks.append(EarlyStopping(monitor, patience=self.early_stopping_patience))
         given = arguments.get("callbacks") or []
@@ -466,15 +456,15 @@ class MoEEstimator(PyTorchLightningEstimator):
             with _interruptible():
                 trainer.fit(module, windows, validation, **_resume_arguments(ckpt_path))
         except BaseException:
-            if last.best_model_path:
+            if checkpoint.last_model_path:
                 logger.error(
                     "Training stopped in epoch %d. Go on from its checkpoint with ckpt_path=%r",
                     trainer.current_epoch,
-                    last.best_model_path,
+                    checkpoint.last_model_path,
                 )
             raise
-        if best.best_model_path:
-            saved = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+        if checkpoint.best_model_path:
+            saved = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)
             module.load_state_dict(saved["state_dict"])
         if root is None:
             shutil.rmtree(arguments["default_root_dir"], ignore_errors=True)
@@ -533,23 +523,8 @@ def _num_rows(values: Any) -> int:
     return 1 if len(shape) == 1 else shape[0]
 
 
-class _BestCheckpoint(ModelCheckpoint):
-    """A class of its own, so that users may add a ``ModelCheckpoint`` of the same settings."""
-
-
-class _LastCheckpoint(ModelCheckpoint):
-    """The latest epoch, whether it was the best or not."""
-
-
 def _memory_in_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _folder_of(ckpt_path: Optional[str]) -> Optional[str]:
-    """Where a resumed training goes on writing its checkpoints."""
-    if ckpt_path is None or not os.path.isfile(ckpt_path):
-        return None
-    return str(Path(ckpt_path).parent)
 
 
 def _resume_arguments(ckpt_path: Optional[str]) -> Dict[str, Any]:

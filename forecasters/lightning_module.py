@@ -1,9 +1,8 @@
-"""One training step for all models, and what it takes to resume one."""
+"""One training step for all models."""
 
 import dataclasses
 import math
-import os
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
 import lightning.pytorch as pl
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor
 from .fields import FrozenSettings
 from .moe import total_balance_loss
 from .network import ForecastNetwork
-from .windows import TrainingWindows
 
 LR_SCHEDULES = ("one_cycle", "constant", "halving")
 
@@ -98,6 +96,35 @@ class ForecastModule(pl.LightningModule):
     def _remember(self, name: str, loss: Tensor) -> None:
         # Logged once an epoch: Lightning's log takes longer than a small model's forward pass.
         self._epoch_losses.setdefault(name, []).append(loss.detach())
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_current_fx_name":
+            # Lightning sets it forty times a step; torch would each time ask if it is a parameter.
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def optimizer_zero_grad(
+        self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer
+    ) -> None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: Optional[Union[int, float]] = None,
+        gradient_clip_algorithm: Optional[str] = None,
+    ) -> None:
+        """Clip as Lightning does, but on CPU leave gradients alone that are short enough."""
+        by_norm = gradient_clip_algorithm in (None, "norm")
+        if by_norm and gradient_clip_val and self.device.type == "cpu":
+            gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+            norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
+            if torch.linalg.vector_norm(norms) <= gradient_clip_val:
+                return
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def transfer_batch_to_device(
         self, batch: Mapping[str, Tensor], device: torch.device, dataloader_idx: int
@@ -192,57 +219,3 @@ def one_cycle_factor(progress: float) -> float:
         rise = 0.5 - 0.5 * math.cos(math.pi * progress / _WARM_UP)
         return _INITIAL_FACTOR + (1.0 - _INITIAL_FACTOR) * rise
     return 0.5 + 0.5 * math.cos(math.pi * (progress - _WARM_UP) / (1.0 - _WARM_UP))
-
-
-class ResumableRandomness(pl.Callback):
-    """Keeps in each checkpoint what the next epoch's randomness depends on.
-
-    Training that is killed and resumed then draws the windows, patch sizes and dropout masks
-    that it would have drawn without the interruption (on CPU; CUDA's generators are not kept).
-
-    Parameters
-    ----------
-    windows
-        The training windows, whose seed is kept.
-    """
-
-    def __init__(self, windows: TrainingWindows) -> None:
-        self.windows = windows
-        self._to_restore: Optional[Tensor] = None
-
-    def state_dict(self) -> Dict[str, Any]:
-        return {
-            "calibration_windows": self.windows.calibration_windows,
-            "seed": self.windows.seed,
-            "torch": torch.get_rng_state(),
-        }
-
-    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
-        self.windows.seed = state_dict["seed"]
-        self._to_restore = state_dict["torch"]
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._to_restore is not None:
-            torch.set_rng_state(self._to_restore.cpu())
-
-
-def is_calibration_checkpoint(path: str) -> bool:
-    """Whether a checkpoint was written while training without the calibration windows.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is none.
-    ValueError
-        If it was not written by this package.
-    """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"there is no checkpoint at ckpt_path={path!r}")
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        state = saved["callbacks"][ResumableRandomness.__qualname__]
-    except Exception as error:
-        raise ValueError(
-            f"ckpt_path={path!r} holds no checkpoint of a moecast training: {error}"
-        ) from None
-    return state["calibration_windows"] > 0

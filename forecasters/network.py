@@ -7,7 +7,6 @@ import torch
 from gluonts.core.component import equals
 from gluonts.model import Input, InputSpec
 from gluonts.torch.distributions import Output
-from gluonts.torch.util import weighted_average
 from torch import Tensor, nn
 
 from ..distributions import ParameterHead, scales_parameters, scaling_for
@@ -159,7 +158,8 @@ class ForecastNetwork(nn.Module):
         losses = self.distr_output.loss(
             target=future_target, distr_args=distr_args, loc=loc, scale=scale
         )
-        return weighted_average(losses.flatten(1), future_observed_values.flatten(1), dim=1)
+        total = losses.flatten(1).masked_fill(missing.flatten(1), 0.0).sum(dim=1)
+        return total / future_observed_values.flatten(1).sum(dim=1).clamp_min(1.0)
 
 
 def resolve_scaling(scaling: Optional[str], distr_output: Output) -> str:

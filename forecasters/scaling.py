@@ -54,18 +54,16 @@ class WindowScaler(nn.Module):
                 torch.zeros_like(past_target[:, :1]),
                 torch.ones_like(past_target[:, :1]),
             )
-        seen = past_observed_values.any(dim=1, keepdim=True)
-        weights = torch.where(seen, past_observed_values, torch.ones_like(past_observed_values))
-        count = weights.sum(dim=1, keepdim=True)
-        level = (past_target.abs() * weights).sum(dim=1, keepdim=True) / count
+        count = past_observed_values.sum(dim=1, keepdim=True)
+        weights = torch.where(count > 0, past_observed_values / count, 1.0 / past_target.shape[1])
         if self.scaling == "std":
-            loc = (past_target * weights).sum(dim=1, keepdim=True) / count
-            variance = ((past_target - loc).square() * weights).sum(dim=1, keepdim=True) / count
-            scale = variance.sqrt()
+            loc = (past_target * weights).sum(dim=1, keepdim=True)
+            centred, level = past_target - loc, loc.abs()
+            scale = (centred.square() * weights).sum(dim=1, keepdim=True).sqrt()
         else:
-            loc = torch.zeros_like(level)
-            scale = level
+            level = (past_target.abs() * weights).sum(dim=1, keepdim=True)
+            centred, loc, scale = past_target, torch.zeros_like(level), level
         floor = (_RELATIVE_FLOOR * level).clamp_min(_ABSOLUTE_FLOOR)
-        fallback = torch.where(level > _ABSOLUTE_FLOOR, level, torch.ones_like(level))
+        fallback = torch.where(level > _ABSOLUTE_FLOOR, level, 1.0)
         scale = torch.where(scale > floor, scale, fallback)
-        return (past_target - loc) / scale, loc, scale
+        return centred / scale, loc, scale

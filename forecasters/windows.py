@@ -22,6 +22,8 @@ from .frequencies import parse_frequency, time_features
 
 logger = logging.getLogger(__name__)
 
+_BATCHES_AT_ONCE = 64
+
 Batch = Dict[str, Tensor]
 Anchors = Tuple[np.ndarray, np.ndarray]
 """Which windows: the series' positions ``[batch]``, and the number of steps before each window's
@@ -61,6 +63,7 @@ class SeriesArrays:
         }
         self.starts = [entry[FieldName.START] for entry in entries]
         self._calendar: Optional[Tuple[np.ndarray, np.ndarray]] = None
+        self._views: Dict[Tuple[str, int], np.ndarray] = {}
 
     def _lay_out(self, arrays: List[np.ndarray], rows: np.ndarray, width: int) -> np.ndarray:
         laid_out = np.full(
@@ -184,14 +187,11 @@ class SeriesArrays:
     def _rows(
         self, name: str, starts: np.ndarray, length: int, padding: Optional[np.ndarray] = None
     ) -> np.ndarray:
-        array = self._arrays[name]
-        row, column = array.strides
-        windows = np.lib.stride_tricks.as_strided(
-            array,
-            (len(array) - length + 1, length, array.shape[1]),
-            (row, row, column),
-            writeable=False,
-        )[starts]
+        key = name, length
+        if key not in self._views:
+            view = np.lib.stride_tricks.sliding_window_view(self._arrays[name], length, axis=0)
+            self._views[key] = view.swapaxes(1, 2)
+        windows = self._views[key][starts]
         if padding is not None and padding.max() > 0:
             windows[np.arange(length) < padding[:, np.newaxis]] = np.nan
         return windows
@@ -521,9 +521,9 @@ class TrainingWindows:
         first = np.flatnonzero(np.diff(series, prepend=-1))
         counts = np.diff(first, append=len(series))
         while True:
-            drawn = generator.integers(len(first), size=self._batch_size)
+            drawn = generator.integers(len(first), size=(_BATCHES_AT_ONCE, self._batch_size))
             picked = first[drawn] + generator.integers(counts[drawn])
-            yield series[picked], steps[picked]
+            yield from zip(series[picked], steps[picked])
 
     def _anchors(self, chunk: SeriesArrays) -> Anchors:
         if self._last_anchors is None or self._last_anchors[0] is not chunk:

@@ -40,6 +40,7 @@ class LinearExperts(nn.Module):
         groups = () if num_channels is None else (num_channels,)
         self.weight = nn.Parameter(torch.empty(*groups, num_experts, in_features, out_features))
         self.bias = nn.Parameter(torch.empty(*groups, num_experts, out_features))
+        self.num_experts = num_experts
         self.backend = backend or get_backend()
         bound = 1.0 / math.sqrt(in_features)
         nn.init.uniform_(self.weight, -bound, bound)
@@ -50,7 +51,9 @@ class LinearExperts(nn.Module):
         return self.backend.expert_linear(x, self.weight, self.bias)
 
     def mix(self, x: Tensor, weights_TE: Tensor) -> Tensor:
-        """The experts' outputs added up ``[*, T, O]`` with weights ``[*, T, E]``."""
+        """The experts' outputs added up ``[*, T, O]`` with weights ``[*, T, E]`` that sum to 1."""
+        if self.num_experts == 1:
+            return self(x).squeeze(-3)
         return self.backend.mix_linear(x, self.weight, self.bias, weights_TE)
 
 

@@ -20,7 +20,7 @@ class Routing(NamedTuple):
     weights_TK
         Mixture weights of the chosen experts; each token's sum to 1.
     ids_TK
-        Indices of the chosen experts.
+        Indices of the chosen experts; 0 to E - 1 in order where all are.
     scores_TE
         Softmax over all experts, before any was left out.
     """
@@ -39,6 +39,8 @@ class Routing(NamedTuple):
 
     def dense_weights(self) -> Tensor:
         """Mixture weights of all experts ``[T, E]``; 0 for those not chosen."""
+        if not self.is_sparse:
+            return self.weights_TK
         return torch.zeros_like(self.scores_TE).scatter(-1, self.ids_TK, self.weights_TK)
 
 

@@ -81,9 +81,10 @@ class PatchedExperts(nn.Module):
         mixed = self.linear.mix(x if self.residual is None else self.residual(x), weights)
         if self.individual:
             mixed = mixed.unflatten(1, (batch, phases)).transpose(0, 1)
-        raw_BCPMK = mixed.reshape(batch, channels, phases, -1, self.num_parameters)
-        raw_BMPCK = raw_BCPMK.permute(0, 3, 2, 1, 4)
-        return raw_BMPCK.flatten(1, 2)[:, : self.prediction_length]
+        # The steps of one parameter lie side by side, so that the head's maths is vectorised.
+        raw_BCPKM = mixed.reshape(batch, channels, phases, self.num_parameters, -1)
+        raw_KBMPC = raw_BCPKM.permute(3, 0, 4, 2, 1)
+        return raw_KBMPC.flatten(2, 3)[:, :, : self.prediction_length].movedim(0, -1)
 
 
 class MoLENetwork(ForecastNetwork):
@@ -202,7 +203,7 @@ class MoLENetwork(ForecastNetwork):
         series_BCL = scaled_BLC.transpose(1, 2)
         if self.config.expert != "dlinear":
             return [series_BCL]
-        trend_BCL = series_BCL @ self.trend_matrix
+        trend_BCL = (series_BCL.flatten(0, 1) @ self.trend_matrix).view_as(series_BCL)
         return [series_BCL - trend_BCL, trend_BCL]
 
     def _lookback_covariates(self, dynamic: Dict[str, Tensor]) -> List[Tensor]:

@@ -10,9 +10,9 @@ from gluonts.torch.distributions import (
     NormalOutput,
     Output,
     QuantileOutput,
-    StudentTOutput,
 )
-from moecast.distributions import HEADS, PointOutput, resolve_head
+from gluonts.torch.distributions import StudentTOutput as GluonTSStudentTOutput
+from moecast.distributions import HEADS, PointOutput, StudentTOutput, resolve_head
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,7 @@ from moecast.distributions import HEADS, PointOutput, resolve_head
         ("gluonts.torch.distributions.BetaOutput", BetaOutput),
         ("gluonts.torch.distributions.distribution_output.NormalOutput", NormalOutput),
         ("moecast.distributions.PointOutput", PointOutput),
+        ("gluonts.torch.distributions.StudentTOutput", GluonTSStudentTOutput),
     ],
 )
 def test_heads_by_name(name: str, cls: type[Output]) -> None:

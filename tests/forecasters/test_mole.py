@@ -93,11 +93,11 @@ def test_one_dlinear_expert_gives_every_parameter_of_a_distribution() -> None:
     linear = network.experts["1"].linear
     seasonal, trend = linear.weight[0].T.split(CONTEXT, dim=1)
     past = inputs["past_target"][..., 0]
-    raw = dlinear(past, 5, seasonal, trend, linear.bias[0]).reshape(BATCH, HORIZON, 2)
+    raw = dlinear(past, 5, seasonal, trend, linear.bias[0]).reshape(BATCH, 2, HORIZON)
     with torch.no_grad():
         (mean, deviation), _, _ = network(*(inputs[name] for name in network.input_names))
-    torch.testing.assert_close(mean[..., 0], raw[..., 0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(deviation[..., 0], F.softplus(raw[..., 1]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(mean[..., 0], raw[:, 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(deviation[..., 0], F.softplus(raw[:, 1]), rtol=1e-4, atol=1e-5)
 
 
 def test_one_rmlp_expert_is_a_residual_block_and_a_linear_map() -> None:
