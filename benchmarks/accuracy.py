@@ -4,6 +4,7 @@
     python benchmarks/accuracy.py --data ../shared/data --compare experts     # one and several
     python benchmarks/accuracy.py --data ../shared/data --compare calibration
     python benchmarks/accuracy.py --data ../shared/data --compare baselines
+    python benchmarks/accuracy.py --data ../shared/data --jobs 8 --accelerator gpu
 
 Six sets, 1,000 steps of 64 windows, the last windows of every series as test set. Printed are the
 means over the seeds and their standard errors, as Markdown.
@@ -13,8 +14,11 @@ import argparse
 import json
 import logging
 import math
+import tempfile
 import warnings
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Sequence
 
@@ -29,7 +33,6 @@ from moecast.evaluation import (
     CRPS,
     MASE,
     MSIS,
-    BacktestResult,
     IntervalCoverage,
     backtest,
     load_m4,
@@ -130,9 +133,31 @@ def make_baseline(name: str, task: TestSet, common: Dict[str, Any]) -> "Estimato
     return getattr(gluonts_torch, f"{name}Estimator")(**settings, **common)
 
 
+def be_quiet() -> None:
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "gluonts"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def evaluate(
-    name: str, settings: Mapping[str, Any], set_name: str, data: Path, steps: int, seed: int
-) -> BacktestResult:
+    compare: str, set_name: str, name: str, seed: int, arguments: argparse.Namespace
+) -> Dict[str, float]:
+    """Train and backtest one forecaster; the values of its row."""
+    # GluonTS's estimators would all write to one folder below the current one.
+    with tempfile.TemporaryDirectory() as root:
+        return evaluate_in(root, compare, set_name, name, seed, arguments)
+
+
+def evaluate_in(
+    root: str,
+    compare: str,
+    set_name: str,
+    name: str,
+    seed: int,
+    arguments: argparse.Namespace,
+) -> Dict[str, float]:
+    be_quiet()
+    torch.set_num_threads(arguments.threads)
     task = SETS[set_name]
     torch.manual_seed(seed)
     np.random.seed(seed)  # noqa: NPY002 (GluonTS's samplers draw from it)
@@ -142,20 +167,21 @@ def evaluate(
         "batch_size": BATCH,
         "num_batches_per_epoch": STEPS_PER_EPOCH,
         "trainer_kwargs": {
-            "max_epochs": steps // STEPS_PER_EPOCH,
-            "accelerator": "cpu",
+            "max_epochs": arguments.steps // STEPS_PER_EPOCH,
+            "accelerator": arguments.accelerator,
+            "default_root_dir": root,
             "logger": False,
             "enable_progress_bar": False,
             "enable_model_summary": False,
         },
     }
-    if name in (*BASELINES, "SeasonalNaive"):
+    if compare == "baselines":
         forecaster = make_baseline(name, task, common)
     else:
-        forecaster = MoLEEstimator(freq=task.freq, **common, **settings)
-    return backtest(
+        forecaster = MoLEEstimator(freq=task.freq, **common, **COMPARISONS[compare][name])
+    result = backtest(
         forecaster,
-        task.load(data),
+        task.load(arguments.data),
         prediction_length=task.prediction_length,
         windows=task.windows,
         metrics=METRICS,
@@ -163,6 +189,7 @@ def evaluate(
         dataset_name=set_name,
         model=name,
     )
+    return {**dict(zip(COLUMNS, result.metrics.values())), "train s": result.train_seconds}
 
 
 def with_error(values: Sequence[float]) -> str:
@@ -174,11 +201,6 @@ def with_error(values: Sequence[float]) -> str:
     return f"{mean:.4f} ± {error:.4f}"
 
 
-def row_values(result: BacktestResult) -> Dict[str, float]:
-    values = dict(zip(COLUMNS, result.metrics.values()))
-    return {**values, "train s": result.train_seconds}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -188,35 +210,43 @@ def main() -> None:
     parser.add_argument("--compare", choices=[*COMPARISONS, "baselines"], default="default")
     parser.add_argument("--seeds", default="0,1", help="comma-separated")
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--accelerator", default="cpu", help="as Lightning names it")
+    parser.add_argument("--threads", type=int, default=1, help="per process")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at once")
     parser.add_argument("--out", type=Path, help="write every run here as JSON lines")
     arguments = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    for name in ("lightning.pytorch", "gluonts"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    be_quiet()
     torch.set_num_threads(arguments.threads)
 
-    if arguments.compare == "baselines":
-        variants: Mapping[str, Mapping[str, Any]] = {n: {} for n in ("SeasonalNaive", *BASELINES)}
-    else:
-        variants = COMPARISONS[arguments.compare]
+    compare = arguments.compare
+    names = ["SeasonalNaive", *BASELINES] if compare == "baselines" else list(COMPARISONS[compare])
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    rows = [(set_name, name) for set_name in arguments.sets.split(",") for name in names]
     print(f"{describe_machine()}; {arguments.steps} steps, seeds {arguments.seeds}\n")
     print("| set | forecaster | " + " | ".join(COLUMNS) + " |")
-    print("|---" * (2 + len(COLUMNS)) + "|")
-    for set_name in arguments.sets.split(","):
-        for name, settings in variants.items():
-            runs = []
-            for seed in seeds:
-                result = evaluate(name, settings, set_name, arguments.data, arguments.steps, seed)
-                runs.append(row_values(result))
-                if arguments.out:
-                    line = {"set": set_name, "forecaster": name, "seed": seed, **runs[-1]}
-                    with arguments.out.open("a") as out:
+    print("|---" * (2 + len(COLUMNS)) + "|", flush=True)
+    with start_pool(arguments.jobs) as pool:
+        pending = {
+            row: [pool.submit(evaluate, compare, *row, seed, arguments) for seed in seeds]
+            for row in rows
+        }
+        for (set_name, name), futures in pending.items():
+            runs = [future.result() for future in futures]
+            if arguments.out:
+                with arguments.out.open("a") as out:
+                    for seed, run in zip(seeds, runs):
+                        line = {"set": set_name, "forecaster": name, "seed": seed, **run}
                         out.write(json.dumps(line) + "\n")
             cells = [with_error([run[column] for run in runs]) for column in COLUMNS[:-1]]
             cells.append(f"{np.mean([run['train s'] for run in runs]):.1f}")
             print(f"| {set_name} | {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+def start_pool(jobs: int) -> Executor:
+    """Processes; with one job a thread, so that nothing is started and errors are plain."""
+    if jobs == 1:
+        return ThreadPoolExecutor(max_workers=1)
+    return ProcessPoolExecutor(max_workers=jobs, mp_context=get_context("spawn"))
 
 
 if __name__ == "__main__":

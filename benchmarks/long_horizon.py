@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--max-epochs", type=int, default=10)
     parser.add_argument("--patience", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--accelerator", default="cpu", help="as Lightning names it")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -77,7 +78,7 @@ def main() -> None:
                     seed=arguments.seed,
                     trainer_kwargs={
                         "max_epochs": arguments.max_epochs,
-                        "accelerator": "cpu",
+                        "accelerator": arguments.accelerator,
                         "enable_progress_bar": False,
                     },
                     **MODELS[model],
