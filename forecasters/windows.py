@@ -118,17 +118,22 @@ class SeriesArrays:
         counts = np.where(latest >= 1, latest - earliest + 1, 0)
         series = np.repeat(np.arange(len(self)), counts)
         first = np.repeat(np.cumsum(counts) - counts, counts)
-        anchors = earliest[series] + np.arange(len(series)) - first
+        steps = earliest[series] + np.arange(len(series)) - first
+        return self.with_observations((series, steps))
 
+    def with_observations(self, anchors: Anchors) -> Anchors:
+        """Those of the windows that have an observed value in their context and their horizon."""
+        series, steps = anchors
+        config = self.config
         observed = np.isfinite(self._arrays[TARGET]).any(axis=-1)
         running = np.concatenate([[0], np.cumsum(observed)])
-        row = self._offsets[series] + anchors
+        row = self._offsets[series] + steps
         context_start = np.maximum(row - config.context_length, self._offsets[series])
         horizon = row + config.lead_time
         in_context = running[row] - running[context_start]
         in_horizon = running[horizon + config.prediction_length] - running[horizon]
         usable = (in_context > 0) & (in_horizon > 0)
-        return series[usable], anchors[usable]
+        return series[usable], steps[usable]
 
     def cut(self, anchors: Anchors, input_names: Iterable[str]) -> Batch:
         """A batch of windows.
@@ -585,15 +590,17 @@ class ValidationWindows:
         if sampler is None:
             series, steps = chunk.last_anchors(held_out=config.future_length)
             usable = steps >= 1
-            self._anchors = series[usable], steps[usable]
+            anchors = series[usable], steps[usable]
         else:
             pairs = [(i, step) for i in range(len(chunk)) for step in sample(chunk, i, sampler)]
             table = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-            self._anchors = table[:, 0], table[:, 1]
+            anchors = table[:, 0], table[:, 1]
+        # A horizon without a value would count as a loss of 0.
+        self._anchors = chunk.with_observations(anchors)
         if len(self._anchors[0]) == 0:
             raise ValueError(
-                f"no window to validate on: all {len(chunk)} series are shorter than "
-                f"{config.future_length + 1} steps"
+                f"no window to validate on: each of the {len(chunk)} series is shorter than "
+                f"{config.future_length + 1} steps or has no observed value in context or horizon"
             )
         self._chunk = chunk
         self._input_names = (*input_names, "future_target")

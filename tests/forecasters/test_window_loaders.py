@@ -245,6 +245,14 @@ def test_validation_takes_the_last_window_of_each_series_every_time() -> None:
     assert windows_of(batches) == windows_of(windows) == expected
 
 
+def test_validation_leaves_out_windows_that_nothing_was_observed_in() -> None:
+    """Their loss would be 0, and the mean too small."""
+    entries = numbered([30, 30, 30])
+    entries[0]["target"][-3:] = np.nan
+    entries[1]["target"][-7:-3] = np.nan
+    assert windows_of(ValidationWindows(entries, CONFIG, NAMES, batch_size=3)) == [(2, 27)]
+
+
 def test_validation_respects_the_lead_time() -> None:
     config = WindowConfig("h", 3, 4, lead_time=2)
     (batch,) = ValidationWindows(numbered([30, 5, 6]), config, NAMES, batch_size=3)
@@ -261,7 +269,7 @@ def test_gluonts_validation_sampler_equals_the_default() -> None:
 
 
 def test_a_validation_set_without_windows_is_refused() -> None:
-    with pytest.raises(ValueError, match="no window to validate on: all 2 series are shorter than"):
+    with pytest.raises(ValueError, match=r"no window to validate on.* 2 series is shorter than"):
         ValidationWindows(numbered([3, 2]), CONFIG, NAMES, 4)
 
 
