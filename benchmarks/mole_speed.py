@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with ETTh1.csv")
     parser.add_argument("--steps", type=int, default=500, help="training steps per run")
     parser.add_argument("--windows", type=int, default=50, help="windows predicted per series")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, help="write the raw figures here as JSON")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
