@@ -46,6 +46,14 @@ class ParameterHead(nn.Module):
         return self.distr_output.domain_map(*raw.split(sizes, dim=-1))
 
 
+def support_of(distr_output: Output) -> constraints.Constraint:
+    """The single values a head can give a likelihood to; all real ones where it does not say."""
+    support = getattr(getattr(distr_output, "distr_cls", None), "support", None)
+    if isinstance(support, constraints.Constraint) and support.event_dim == 0:
+        return support
+    return constraints.real
+
+
 def scaling_for(distr_output: Output) -> str:
     """The window scaling that a head's support allows.
 
@@ -55,8 +63,7 @@ def scaling_for(distr_output: Output) -> str:
         ``"std"`` where any real number may come, ``"mean"`` (no shift) where only non-negative
         numbers or counts may, ``"none"`` where the support is bounded.
     """
-    distr_cls = getattr(distr_output, "distr_cls", None)
-    support = getattr(distr_cls, "support", constraints.real)
+    support = support_of(distr_output)
     if support in (constraints.nonnegative_integer, constraints.nonnegative, constraints.positive):
         return "mean"
     if support is constraints.unit_interval:
@@ -66,8 +73,7 @@ def scaling_for(distr_output: Output) -> str:
 
 def scales_parameters(distr_output: Output) -> bool:
     """Whether a head's scale acts on its parameters instead of its values, as with counts."""
-    distr_cls = getattr(distr_output, "distr_cls", None)
-    return getattr(distr_cls, "support", None) is constraints.nonnegative_integer
+    return support_of(distr_output) is constraints.nonnegative_integer
 
 
 def has_cdf(distr_output: Output) -> bool:

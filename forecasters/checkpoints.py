@@ -88,7 +88,7 @@ class EpochCheckpoint(Checkpoint):
         if current and score < self._best_score:
             self.best_model_path, self._best_score = str(path), score
         self._validated = False
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:
             _link(path, folder / LAST)
             resumed_from = trainer.ckpt_path and os.path.abspath(trainer.ckpt_path)

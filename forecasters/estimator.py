@@ -37,7 +37,7 @@ from gluonts.transform.sampler import InstanceSampler
 from lightning.pytorch.callbacks import EarlyStopping
 
 from ..backends import get_backend
-from ..distributions import has_cdf, resolve_head
+from ..distributions import has_cdf, resolve_head, support_of
 from .calibration import Calibration, calibrate, held_out_windows
 from .checkpoints import EpochCheckpoint, is_calibration_checkpoint
 from .fields import (
@@ -299,6 +299,7 @@ class MoEEstimator(PyTorchLightningEstimator):
             sampler=self.train_sampler,
             max_bytes=None if cache_data else self.max_dataset_bytes,
             calibration_windows=calibration_windows,
+            support=support_of(self.distr_output),
         )
 
     def create_validation_data_loader(
@@ -310,6 +311,7 @@ class MoEEstimator(PyTorchLightningEstimator):
             module.network.input_names,
             batch_size=self.batch_size,
             sampler=self.validation_sampler,
+            support=support_of(self.distr_output),
         )
 
     def create_predictor(

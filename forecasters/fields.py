@@ -4,8 +4,10 @@ import dataclasses
 from typing import Any, Dict, Mapping, Tuple
 
 import numpy as np
+import torch
 from gluonts.core.component import equals
 from gluonts.dataset.field_names import FieldName
+from torch.distributions import constraints
 
 from .frequencies import parse_frequency, to_period
 
@@ -14,6 +16,13 @@ FEAT_DYNAMIC_REAL = FieldName.FEAT_DYNAMIC_REAL
 PAST_FEAT_DYNAMIC_REAL = FieldName.PAST_FEAT_DYNAMIC_REAL
 FEAT_STATIC_REAL = FieldName.FEAT_STATIC_REAL
 FEAT_STATIC_CAT = FieldName.FEAT_STATIC_CAT
+
+_SUPPORTS = {
+    constraints.nonnegative_integer: "whole numbers of at least 0",
+    constraints.nonnegative: "at least 0",
+    constraints.positive: "greater than 0",
+    constraints.unit_interval: "between 0 and 1",
+}
 
 
 class FrozenSettings:
@@ -109,7 +118,11 @@ class WindowConfig(FrozenSettings):
 
 
 def read_entry(
-    entry: Mapping[str, Any], position: int, config: WindowConfig, forecast: bool = False
+    entry: Mapping[str, Any],
+    position: int,
+    config: WindowConfig,
+    forecast: bool = False,
+    support: constraints.Constraint = constraints.real,
 ) -> Dict[str, Any]:
     """An entry's start, target and features, checked, time first.
 
@@ -122,6 +135,8 @@ def read_entry(
     forecast
         Whether the entry is to be forecast, so that ``feat_dynamic_real`` must reach over lead
         time and horizon.
+    support
+        The values that the target may have.
 
     Returns
     -------
@@ -150,6 +165,8 @@ def read_entry(
     for name, width in config.static_fields.items():
         checked[name] = _static(entry[name], name, width, item, config.cardinality)
     _check_values(checked, item)
+    if support is not constraints.real:
+        _check_support(checked[TARGET], support, item)
     _check_lengths(checked, item, config, forecast)
     return checked
 
@@ -209,6 +226,17 @@ def _check_values(checked: Mapping[str, Any], item: str) -> None:
         step = int(np.argmax(np.isinf(values).reshape(len(values), -1).any(axis=-1)))
         raise ValueError(
             f"{item}: its {name} is infinite at step {step}: mark missing values with NaN"
+        )
+
+
+def _check_support(target: np.ndarray, support: constraints.Constraint, item: str) -> None:
+    outside = np.isfinite(target) & ~support.check(torch.from_numpy(target)).numpy()
+    if outside.any():
+        step, channel = np.argwhere(outside)[0]
+        raise ValueError(
+            f"{item}: its target is {target[step, channel]:g} at step {step}, but distr_output "
+            f"needs values that are {_SUPPORTS.get(support, support)}: correct the data, or choose "
+            "a head for all real numbers such as 'student_t'"
         )
 
 

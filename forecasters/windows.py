@@ -16,6 +16,7 @@ import torch
 from gluonts.dataset.field_names import FieldName
 from gluonts.transform.sampler import InstanceSampler
 from torch import Tensor
+from torch.distributions import constraints
 
 from .fields import FEAT_DYNAMIC_REAL, PAST_FEAT_DYNAMIC_REAL, TARGET, WindowConfig, read_entry
 from .frequencies import parse_frequency, time_features
@@ -319,7 +320,10 @@ def fill_missing(values: np.ndarray, observed: np.ndarray, fallback: np.ndarray)
 
 
 def read_chunks(
-    dataset: Iterable[Mapping[str, Any]], config: WindowConfig, max_bytes: Optional[int] = None
+    dataset: Iterable[Mapping[str, Any]],
+    config: WindowConfig,
+    max_bytes: Optional[int] = None,
+    support: constraints.Constraint = constraints.real,
 ) -> Iterator[SeriesArrays]:
     """Read a dataset into arrays of at most about ``max_bytes`` each (``None``: one array).
 
@@ -331,7 +335,7 @@ def read_chunks(
     entries: List[Mapping[str, Any]] = []
     size = 0
     for position, entry in enumerate(dataset):
-        checked = read_entry(entry, position, config)
+        checked = read_entry(entry, position, config, support=support)
         entries.append(checked)
         size += sum(checked[name].nbytes for name in config.dynamic_fields)
         if max_bytes is not None and size >= max_bytes:
@@ -363,6 +367,8 @@ class TrainingWindows:
         Memory for the series; ``None`` for no limit.
     calibration_windows
         Windows at the end of each series that are kept from training.
+    support
+        The values that targets may have.
 
     Raises
     ------
@@ -381,6 +387,7 @@ class TrainingWindows:
         sampler: Optional[InstanceSampler] = None,
         max_bytes: Optional[int] = None,
         calibration_windows: int = 0,
+        support: constraints.Constraint = constraints.real,
     ) -> None:
         self._dataset = dataset
         self._config = config
@@ -393,7 +400,8 @@ class TrainingWindows:
         self.calibration_windows = calibration_windows
         self.epoch = 0
 
-        chunks = read_chunks(dataset, config, max_bytes)
+        self._support = support
+        chunks = self._read_chunks()
         first = next(chunks, None)
         if first is None:
             raise ValueError("the training dataset is empty")
@@ -455,11 +463,14 @@ class TrainingWindows:
             if self._streamed == begin + self._num_batches:
                 return
 
+    def _read_chunks(self) -> Iterator[SeriesArrays]:
+        return read_chunks(self._dataset, self._config, self._max_bytes, self._support)
+
     def _endless_chunks(self) -> Iterator[SeriesArrays]:
         """Chunks in turn, each for about as many batches as pass over it once."""
         while True:
             usable = False
-            for chunk in read_chunks(self._dataset, self._config, self._max_bytes):
+            for chunk in self._read_chunks():
                 if len(self._anchors(chunk)[0]) == 0 or not self._picks_any(chunk):
                     continue
                 usable = True
@@ -469,7 +480,7 @@ class TrainingWindows:
                 self._refuse_stream()
 
     def _refuse_stream(self) -> None:
-        chunks = list(read_chunks(self._dataset, self._config, self._max_bytes))
+        chunks = list(self._read_chunks())
         if not chunks:
             raise ValueError(
                 f"the dataset exceeds max_dataset_bytes={self._max_bytes} and can be read only "
@@ -569,6 +580,8 @@ class ValidationWindows:
         As for :class:`TrainingWindows`.
     sampler
         A GluonTS sampler; by default the last window of each series that has one.
+    support
+        The values that targets may have.
 
     Raises
     ------
@@ -583,8 +596,9 @@ class ValidationWindows:
         input_names: Sequence[str],
         batch_size: int,
         sampler: Optional[InstanceSampler] = None,
+        support: constraints.Constraint = constraints.real,
     ) -> None:
-        chunk = next(read_chunks(dataset, config), None)
+        chunk = next(read_chunks(dataset, config, support=support), None)
         if chunk is None:
             raise ValueError("the validation dataset is empty")
         if sampler is None:

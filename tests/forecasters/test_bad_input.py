@@ -372,6 +372,30 @@ def test_empty_validation_dataset(make_estimator: Factory) -> None:
         make_estimator().train(series(), [])
 
 
+@pytest.mark.parametrize(
+    ("head", "value", "needed"),
+    [
+        ("negative_binomial", -1.0, "whole numbers of at least 0"),
+        ("negative_binomial", 2.5, "whole numbers of at least 0"),
+        ("gluonts.torch.distributions.GammaOutput", -1.0, "at least 0"),
+        ("gluonts.torch.distributions.BetaOutput", 2.0, "between 0 and 1"),
+    ],
+)
+def test_values_that_the_head_cannot_have(
+    make_estimator: Factory, head: str, value: float, needed: str
+) -> None:
+    """Said at the first look at the data, wherever the value stands, in training and validation."""
+    fine = [{**entry, "target": np.zeros(60)} for entry in series()]
+    broken = [{**entry, "target": entry["target"].copy()} for entry in fine]
+    broken[2]["target"][:2] = np.nan, value
+    message = rf"item .*: its target is {value:g} at step 1.*{needed}"
+    estimator = make_estimator(distr_output=head)
+    with pytest.raises(ValueError, match=message):
+        estimator.train(broken)
+    with pytest.raises(ValueError, match=message):
+        estimator.train(fine, broken)
+
+
 def test_no_series_long_enough(make_estimator: Factory) -> None:
     short = [{**entry, "target": entry["target"][:HORIZON]} for entry in series()]
     with pytest.raises(ValueError, match=r"no window to train on.*4 series.*prediction_length=4"):
