@@ -44,4 +44,4 @@ wheel: $(READY)  ## build the wheel and import every module of it, not of the ch
 check: lint typecheck test wheel demo  ## all that CI runs
 
 clean:  ## remove the environment and everything made
-	rm -rf $(VENV) .typecheck build dist *.egg-info
+	rm -rf $(VENV) .typecheck build dist *.egg-info demo_output .pytest_cache .ruff_cache .mypy_cache .hypothesis

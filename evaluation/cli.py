@@ -23,7 +23,7 @@ from .datasets import Entry, load_jsonl, load_long_csv, load_m4, load_monash, lo
 from .errors import EvaluationError
 from .gift_eval import write_gift_eval
 from .long_horizon_data import load_long_horizon
-from .plots import plot_forecasts
+from .plots import plot_forecasts, require_matplotlib
 from .report import results_table, write_results
 from .specs import ForecasterSpec, dimensions, parse_forecasters
 
@@ -68,7 +68,7 @@ Settings = Annotated[
 ]
 Freq = Annotated[
     Optional[str],
-    typer.Option(help="pandas frequency; needed for m4, monash and jsonl, else inferred."),
+    typer.Option(help="pandas frequency; where the file has no times of its own; else inferred."),
 ]
 Multivariate = Annotated[
     bool, typer.Option("--multivariate", help="One series with all columns as channels.")
@@ -82,9 +82,12 @@ def backtest_command(
     data: Data,
     forecaster: Forecasters,
     prediction_length: Annotated[int, typer.Option(help="Steps to forecast.")],
-    format: Annotated[DataFormat, typer.Option(help="How series lie in the file.")] = (
-        DataFormat.WIDE
-    ),
+    format: Annotated[
+        DataFormat,
+        typer.Option(
+            help="How series lie in the file; long-horizon also standardises each channel."
+        ),
+    ] = DataFormat.WIDE,
     set_: Settings = None,
     windows: Annotated[
         Optional[int], typer.Option(help="Test windows per series; by default GIFT-Eval's rule.")
@@ -138,6 +141,8 @@ def backtest_command(
     Writes all_results.csv and config.json into OUT, for several forecasters in a folder each.
     """
     with _session(forecaster, set_) as (specs, trainer_kwargs):
+        if plot is not None:
+            require_matplotlib()
         dataset = _load(
             data,
             format,

@@ -26,6 +26,22 @@ _PANEL_INCHES = (4.2, 2.6)
 _WIDEST_ALPHA, _NARROWEST_ALPHA = 0.15, 0.45
 
 
+def require_matplotlib() -> None:
+    """Say how to get matplotlib if it is missing, before anything is computed for a plot.
+
+    Raises
+    ------
+    EvaluationError
+        If it is missing.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise EvaluationError(
+            "plots need matplotlib; install it with: pip install 'moecast[plots]'."
+        ) from error
+
+
 def plot_forecasts(
     forecasts: Union[Iterable[Forecast], Mapping[str, Iterable[Forecast]]],
     test_data: TestData,
@@ -72,14 +88,11 @@ def plot_forecasts(
     EvaluationError
         matplotlib is missing, there is nothing to draw, or a level is not between 0 and 1.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.lines import Line2D
-        from matplotlib.patches import Patch
-    except ImportError as error:
-        raise EvaluationError(
-            "plots need matplotlib; install it with: pip install 'moecast[plots]'."
-        ) from error
+    require_matplotlib()
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
     for level in intervals:
         if not 0 < level < 1:
             raise EvaluationError(f"intervals: {level} must lie between 0 and 1.")

@@ -13,6 +13,8 @@ from torch import Tensor
 from .windows import TrainingWindows
 
 LAST = "last.ckpt"
+CHECKPOINTS = "checkpoints"
+CALIBRATION = "calibration"
 
 
 class EpochCheckpoint(Checkpoint):
@@ -78,7 +80,7 @@ class EpochCheckpoint(Checkpoint):
         self._validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        folder = self.folder or Path(trainer.default_root_dir, "checkpoints")
+        folder = self.folder or Path(trainer.default_root_dir, CHECKPOINTS)
         path = _unused(folder, f"epoch={trainer.current_epoch}-step={trainer.global_step}")
         before = {self.best_model_path, self.last_model_path}
         self.last_model_path = str(path)
@@ -109,13 +111,18 @@ def is_calibration_checkpoint(path: str) -> bool:
         If it was not written by this package.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"there is no checkpoint at ckpt_path={path!r}")
+        message = f"there is no checkpoint at ckpt_path={path!r}"
+        while_calibrating = Path(path).parent.parent / CALIBRATION / CHECKPOINTS / LAST
+        if while_calibrating.is_file():
+            message += f"; this training ended while it calibrated: give {str(while_calibrating)!r}"
+        raise FileNotFoundError(message)
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         state = saved["callbacks"][EpochCheckpoint.__qualname__]
     except Exception as error:
         raise ValueError(
-            f"ckpt_path={path!r} holds no checkpoint of a moecast training: {error}"
+            f"ckpt_path={path!r} holds no checkpoint of a moecast training "
+            f"({type(error).__name__}: {error})"
         ) from None
     return state["calibration_windows"] > 0
 

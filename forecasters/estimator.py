@@ -39,7 +39,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from ..backends import get_backend
 from ..distributions import has_cdf, resolve_head, support_of
 from .calibration import Calibration, calibrate, held_out_windows
-from .checkpoints import EpochCheckpoint, is_calibration_checkpoint
+from .checkpoints import CALIBRATION, EpochCheckpoint, is_calibration_checkpoint
 from .fields import (
     FEAT_DYNAMIC_REAL,
     FEAT_STATIC_CAT,
@@ -348,8 +348,9 @@ class MoEEstimator(PyTorchLightningEstimator):
         cache_data
             Keep the dataset in memory however large it is.
         ckpt_path
-            Go on from this checkpoint (``checkpoints/last.ckpt`` below ``default_root_dir``),
-            with the state of optimiser, schedule and random generators.
+            Go on from this checkpoint (``checkpoints/last.ckpt`` below ``default_root_dir``; below
+            its ``calibration`` folder while a calibrated training is in its first part), with the
+            state of optimiser, schedule and random generators.
 
         Raises
         ------
@@ -424,6 +425,9 @@ class MoEEstimator(PyTorchLightningEstimator):
         else:
             weights = from_predictor.network.state_dict()
             load_matching(module.network, weights, "the predictor to train from")
+        if ckpt_path is not None:
+            saved = torch.load(ckpt_path, map_location="cpu", weights_only=True)
+            load_matching(module, saved["state_dict"], f"ckpt_path={ckpt_path!r}")
         trainer = self._fit(module, training, validation, ckpt_path)
         return module.eval(), trainer
 
@@ -441,7 +445,7 @@ class MoEEstimator(PyTorchLightningEstimator):
             arguments["default_root_dir"] = tempfile.mkdtemp(prefix="moecast-")
             arguments.setdefault("logger", False)
         elif windows.calibration_windows:
-            arguments["default_root_dir"] = os.path.join(root, "calibration")
+            arguments["default_root_dir"] = os.path.join(root, CALIBRATION)
         monitor = "train_loss" if validation is None else "val_loss"
         folder = Path(ckpt_path).parent if ckpt_path else None
         checkpoint = EpochCheckpoint(windows, monitor, folder)

@@ -149,6 +149,11 @@ def read_entry(
     ValueError
         If a field is missing, has the wrong shape, or holds values that cannot be used.
     """
+    if not isinstance(entry, Mapping):
+        raise ValueError(
+            f"item {position} is of type {type(entry).__name__}, not an entry with 'start' and "
+            "'target': give a GluonTS dataset, such as PandasDataset for data frames"
+        )
     item = f"item {entry.get(FieldName.ITEM_ID, position)!r}"
     for name in (FieldName.START, TARGET, *list(config.dynamic_fields)[1:], *config.static_fields):
         if entry.get(name) is None:
@@ -252,10 +257,12 @@ def _check_lengths(
             needed += config.future_length
             reason = (
                 f"known over the target ({history} steps), lead_time={config.lead_time} "
-                f"and prediction_length={config.prediction_length}"
+                f"and prediction_length={config.prediction_length}: add its future values"
             )
         if length < needed:
-            raise ValueError(f"{item}: {name} has {length} steps, but must be {reason}")
+            raise ValueError(
+                f"{item}: {name} has {length} steps, but needs {needed}, to be {reason}"
+            )
 
 
 @equals.register(FrozenSettings)

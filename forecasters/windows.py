@@ -548,12 +548,13 @@ class TrainingWindows:
 
     def _no_window(self, lengths: np.ndarray) -> str:
         needed = self._config.future_length + 1
+        too_short = int((lengths < needed).sum())
+        others = ", and the others have no observed values there"
         return (
-            f"no window to train on: of {len(lengths)} series, {int((lengths < needed).sum())} are "
-            f"shorter than the {needed} steps that one step of context, "
-            f"lead_time={self._config.lead_time} and "
-            f"prediction_length={self._config.prediction_length} need, and the others have no "
-            "observed values there"
+            f"no window to train on: of {len(lengths)} series, {too_short} are shorter than the "
+            f"{needed} steps that one step of context, lead_time={self._config.lead_time} and "
+            f"prediction_length={self._config.prediction_length} need"
+            f"{others if too_short < len(lengths) else ''}"
         )
 
 

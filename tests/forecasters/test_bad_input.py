@@ -396,6 +396,12 @@ def test_values_that_the_head_cannot_have(
         estimator.train(fine, broken)
 
 
+def test_what_is_no_dataset(make_estimator: Factory) -> None:
+    frame = pd.DataFrame({"target": np.arange(60.0)})
+    with pytest.raises(ValueError, match=r"item 0 is of type str.*PandasDataset"):
+        make_estimator().train(frame)
+
+
 def test_no_series_long_enough(make_estimator: Factory) -> None:
     short = [{**entry, "target": entry["target"][:HORIZON]} for entry in series()]
     with pytest.raises(ValueError, match=r"no window to train on.*4 series.*prediction_length=4"):

@@ -400,6 +400,26 @@ def test_last_checkpoint_is_of_the_last_epoch_also_if_nothing_improved(
     assert last["epoch"] == 2
 
 
+def test_checkpoint_of_other_settings_is_refused_in_one_sentence(
+    make_any: Factory, tmp_path: Path
+) -> None:
+    settings = trainer(1, default_root_dir=str(tmp_path))
+    make_any(trainer_kwargs=settings).train(series())
+    other = make_any(context_length=9, trainer_kwargs=trainer(2, default_root_dir=str(tmp_path)))
+    with pytest.raises(ValueError, match=r"ckpt_path=.*last\.ckpt.* do not fit the network"):
+        other.train(series(), ckpt_path=str(tmp_path / "checkpoints" / "last.ckpt"))
+
+
+def test_missing_checkpoint_tells_of_the_one_of_the_calibration(
+    make_any: Factory, tmp_path: Path
+) -> None:
+    (tmp_path / "calibration" / "checkpoints").mkdir(parents=True)
+    there = tmp_path / "calibration" / "checkpoints" / "last.ckpt"
+    there.touch()
+    with pytest.raises(FileNotFoundError, match=re.escape(f"give {str(there)!r}")):
+        make_any().train(series(), ckpt_path=str(tmp_path / "checkpoints" / "last.ckpt"))
+
+
 @pytest.mark.parametrize("calibration_windows", [0, 2])
 def test_missing_checkpoint_is_said_before_training(
     make_any: Factory, tmp_path: Path, calibration_windows: int
