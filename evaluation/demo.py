@@ -31,7 +31,7 @@ from ..forecasters import MoLEEstimator
 from .backtest import BacktestResult, backtest
 from .errors import EvaluationError
 from .metrics import CRPS, MASE, MSIS, IntervalCoverage
-from .plots import plot_forecasts
+from .plots import plot_forecasts, require_matplotlib
 from .report import results_table, write_results
 
 METRICS = (CRPS, MASE(), MSIS(), IntervalCoverage(0.8))
@@ -189,6 +189,7 @@ def _quiet() -> None:
 
 def main(out: Path = Path("demo_output")) -> None:
     """Train MoLE on real series, backtest it against baselines, and plot its forecasts."""
+    require_matplotlib()
     _quiet()
     console = Console()
     began = time.perf_counter()
@@ -225,4 +226,7 @@ def main(out: Path = Path("demo_output")) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except EvaluationError as error:
+        raise SystemExit(f"error: {error}") from None
