@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import tempfile
+import warnings
 from pathlib import Path
 from typing import (
     Any,
@@ -59,6 +60,12 @@ from .windows import TrainingWindows, ValidationWindows
 logger = logging.getLogger(__name__)
 
 _SHARE_OF_MEMORY = 0.25
+
+# Warnings of Lightning's that nobody who trains with us can act on.
+_NOT_FOR_USERS = (
+    "You defined a `validation_step` but have no `val_dataloader`",
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+)
 
 
 class SharedSettings(TypedDict, total=False):
@@ -459,7 +466,9 @@ class MoEEstimator(PyTorchLightningEstimator):
         arguments["callbacks"] = [*callbacks, *given]
         trainer = pl.Trainer(**{"accelerator": "auto", **arguments})
         try:
-            with _interruptible():
+            with _interruptible(), warnings.catch_warnings():
+                for message in _NOT_FOR_USERS:
+                    warnings.filterwarnings("ignore", message)
                 trainer.fit(module, windows, validation, **_resume_arguments(ckpt_path))
         except BaseException:
             if checkpoint.last_model_path:
