@@ -1,4 +1,4 @@
-"""Student's t, GluonTS's head with a loss that costs a third of building the distribution."""
+"""Student's t: GluonTS's head with its likelihood and gradient in closed form."""
 
 import math
 from typing import Any, Optional, Tuple
@@ -53,7 +53,17 @@ class StudentTOutput(GluonTSStudentTOutput):
         loc: Optional[Tensor] = None,
         scale: Optional[Tensor] = None,
     ) -> Tensor:
-        """Negative log-likelihood per value, same shape as ``target``."""
+        """Negative log-likelihood per value, same shape as ``target``.
+
+        Parameters
+        ----------
+        target
+            ``[batch, time, …]``.
+        distr_args
+            Degrees of freedom, location and scale, each of a shape that broadcasts with it.
+        loc, scale
+            Shift and factor of the whole distribution; ``None`` for 0 and 1.
+        """
         if self.beta > 0.0:
             return super().loss(target, distr_args, loc=loc, scale=scale)
         df, mean, spread = distr_args

@@ -68,7 +68,7 @@ Settings = Annotated[
 ]
 Freq = Annotated[
     Optional[str],
-    typer.Option(help="pandas frequency; where the file has no times of its own; else inferred."),
+    typer.Option(help="pandas frequency, for files without times of their own; else inferred."),
 ]
 Multivariate = Annotated[
     bool, typer.Option("--multivariate", help="One series with all columns as channels.")

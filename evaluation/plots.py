@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterable, Mapping, Optional, Sequence, Union
@@ -35,7 +36,7 @@ def require_matplotlib() -> None:
         If it is missing.
     """
     try:
-        import matplotlib.figure  # noqa: F401
+        import_module("matplotlib.figure")
     except ImportError as error:
         raise EvaluationError(
             "plots need matplotlib; install it with: pip install 'moecast[plots]'."

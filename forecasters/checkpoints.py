@@ -24,8 +24,8 @@ class EpochCheckpoint(Checkpoint):
     and resumed draws the windows, patch sizes and dropout masks that it would have drawn without
     the interruption (on CPU; CUDA's generators are not kept).
 
-    Lightning's ``ModelCheckpoint`` would take two, one for the best epoch and one for the latest,
-    and as long to write as a small model takes to train.
+    Lightning's ``ModelCheckpoint`` would write two files an epoch, one as the best and one as the
+    latest, which for a small model is a good part of the training time.
 
     Parameters
     ----------
@@ -96,7 +96,9 @@ class EpochCheckpoint(Checkpoint):
             resumed_from = trainer.ckpt_path and os.path.abspath(trainer.ckpt_path)
             kept = {"", self.best_model_path, self.last_model_path, resumed_from}
             for old in before - kept:
-                Path(old).unlink(missing_ok=True)
+                # The state of a copied folder still names the files of the original.
+                if Path(old).resolve().parent == folder.resolve():
+                    Path(old).unlink(missing_ok=True)
         trainer.strategy.barrier()
 
 

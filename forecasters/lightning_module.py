@@ -99,7 +99,7 @@ class ForecastModule(pl.LightningModule):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "_current_fx_name":
-            # Lightning sets it forty times a step; torch would each time ask if it is a parameter.
+            # Lightning sets it around every hook; torch would each time ask if it is a parameter.
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any, Callable
@@ -398,6 +399,17 @@ def test_last_checkpoint_is_of_the_last_epoch_also_if_nothing_improved(
     make_any(trainer_kwargs=settings).train(series(), series())
     last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["epoch"] == 2
+
+
+def test_resuming_in_a_copy_leaves_the_original_alone(make_any: Factory, tmp_path: Path) -> None:
+    original, copied = tmp_path / "original", tmp_path / "copied"
+    make_any(trainer_kwargs=trainer(2, default_root_dir=str(original))).train(series())
+    shutil.copytree(original, copied, symlinks=True)
+    before = sorted(original.rglob("*.ckpt"))
+    longer = make_any(trainer_kwargs=trainer(4, default_root_dir=str(copied)))
+    longer.train(series(), ckpt_path=str(copied / "checkpoints" / "last.ckpt"))
+    assert sorted(original.rglob("*.ckpt")) == before
+    assert all(path.is_file() for path in before)
 
 
 def test_checkpoint_of_other_settings_is_refused_in_one_sentence(
