@@ -1,12 +1,18 @@
-"""Student's t: GluonTS's head with its likelihood and gradient in closed form."""
+"""Student's t distribution, its likelihood and gradient written out."""
 
 import math
 from typing import Any, Optional, Tuple
 
+import numpy as np
 import torch
-from gluonts.torch.distributions import StudentTOutput as GluonTSStudentTOutput
+from scipy import special as scipy_special
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.distributions import constraints
+
+from .head import Head, above_two, positive, real
+from .numerics import of_arrays
+from .univariate import UnivariateDistribution
 
 
 class _NegativeLogLikelihood(torch.autograd.Function):
@@ -40,38 +46,77 @@ class _NegativeLogLikelihood(torch.autograd.Function):
         return d_value, d_df, d_loc, d_scale
 
 
-class StudentTOutput(GluonTSStudentTOutput):
-    """GluonTS's head, whose loss is computed without a distribution object.
+def _standard_density(df: np.ndarray, z: np.ndarray) -> np.ndarray:
+    constant = scipy_special.gammaln((df + 1) / 2) - scipy_special.gammaln(df / 2)
+    tail = (df + 1) / 2 * np.log1p(z * z / df)
+    return np.exp(constant - 0.5 * np.log(df * np.pi) - tail)
 
-    Values, gradients and parameters are those of GluonTS's head.
-    """
 
-    def loss(
-        self,
-        target: Tensor,
-        distr_args: Tuple[Tensor, ...],
-        loc: Optional[Tensor] = None,
-        scale: Optional[Tensor] = None,
-    ) -> Tensor:
-        """Negative log-likelihood per value, same shape as ``target``.
+class StudentT(UnivariateDistribution):
+    """Student's t distribution with ``df`` degrees of freedom around ``loc``."""
 
-        Parameters
-        ----------
-        target
-            ``[batch, time, …]``.
-        distr_args
-            Degrees of freedom, location and scale, each of a shape that broadcasts with it.
-        loc, scale
-            Shift and factor of the whole distribution; ``None`` for 0 and 1.
-        """
-        if self.beta > 0.0:
-            return super().loss(target, distr_args, loc=loc, scale=scale)
-        df, mean, spread = distr_args
-        if scale is not None:
-            mean, spread = mean * scale, spread * scale
-        if loc is not None:
-            mean = mean + loc
-        tensors = target, df, mean, spread
+    support = constraints.real
+    interior = 0.0
+
+    def __init__(self, df: Tensor, loc: Tensor, scale: Tensor) -> None:
+        self.df, self.loc, self.scale = df, loc, scale
+        super().__init__(df, loc, scale)
+
+    @property
+    def mean(self) -> Tensor:
+        """Where it exists, for more than one degree of freedom."""
+        return torch.where(self.df > 1, self.loc, torch.nan).expand(self.batch_shape)
+
+    @property
+    def variance(self) -> Tensor:
+        """Infinite up to two degrees of freedom."""
+        finite = self.df > 2
+        df = torch.where(finite, self.df, 3.0)
+        spread = self.scale.square() * df / (df - 2)
+        return torch.where(finite, spread, torch.inf).expand(self.batch_shape)
+
+    def _log_prob(self, value: Tensor) -> Tensor:
+        tensors = value, self.df, self.loc, self.scale
         if len({tensor.shape for tensor in tensors}) > 1:
             tensors = torch.broadcast_tensors(*tensors)
-        return _NegativeLogLikelihood.apply(*tensors)
+        return -_NegativeLogLikelihood.apply(*tensors)
+
+    def _cdf(self, value: Tensor) -> Tensor:
+        z = (value - self.loc) / self.scale
+        return of_arrays(scipy_special.stdtr, self.df, z, derivatives=(None, _standard_density))
+
+    def _icdf(self, level: Tensor) -> Tensor:
+        return self.loc + self.scale * of_arrays(scipy_special.stdtrit, self.df, level)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        with torch.no_grad():
+            shape = self._extended_shape(torch.Size(sample_shape))
+            df = self.df.expand(shape)
+            normal = torch.randn(shape, dtype=df.dtype, device=df.device)
+            return self.loc + self.scale * normal * torch.rsqrt(
+                torch._standard_gamma(df / 2) * 2 / df
+            )
+
+    def crps(self, value: Tensor) -> Tensor:
+        """In closed form, for more than one degree of freedom (Jordan et al. 2019, appendix A)."""
+        df = self.df
+        z = (value - self.loc) / self.scale
+        density = torch.exp(self._log_prob(value)) * self.scale
+        betas = (
+            torch.lgamma(df - 0.5)
+            - torch.lgamma(df)
+            - 2 * (torch.lgamma(df / 2) - torch.lgamma((df + 1) / 2))
+        )
+        # B(1/2, df - 1/2) / B(1/2, df / 2)², in which one factor Γ(1/2) = √π is left.
+        difference = 2 * df.sqrt() * torch.exp(betas) / math.sqrt(math.pi)
+        score = z * (2 * self.cdf(value) - 1) + (2 * density * (df + z.square()) - difference) / (
+            df - 1
+        )
+        return self.scale * score
+
+
+class StudentTOutput(Head):
+    """Student's t distribution of more than two degrees of freedom."""
+
+    parameters = {"df": above_two, "loc": real, "scale": positive}  # noqa: RUF012
+    distr_cls = StudentT

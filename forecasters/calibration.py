@@ -7,6 +7,7 @@ import torch
 from gluonts.model.predictor import Predictor
 from torch.distributions import Distribution
 
+from ..distributions import probability_transform
 from .fields import TARGET, WindowConfig
 from .windows import held_out_steps
 
@@ -99,23 +100,14 @@ def calibrate(
     """Calibrate on windows that the predictor's training stayed clear of."""
     entries, labels = zip(*held_out)
     transforms = [
-        probability_transform(forecast.distribution, label)
+        transform_label(forecast.distribution, label)
         for forecast, label in zip(predictor.predict(entries), labels)
     ]
     return Calibration.fit(np.concatenate(transforms))
 
 
-def probability_transform(distribution: Distribution, label: np.ndarray) -> np.ndarray:
-    """Predictive cdf at the observed values of a label ``[value]``.
-
-    Within the jumps of a discrete distribution it is drawn uniformly (Czado et al. 2009), so
-    that a right distribution gives uniform values.
-    """
+def transform_label(distribution: Distribution, label: np.ndarray) -> np.ndarray:
+    """Probability integral transforms of the observed values of a label ``[value]``."""
     observed = np.isfinite(label)
     values = torch.from_numpy(np.where(observed, label, 0.0).astype(np.float32))
-    transform = distribution.cdf(values)
-    if distribution.support is not None and distribution.support.is_discrete:
-        below = distribution.cdf((values - 1).clamp_min(0))
-        below = torch.where(values >= 1, below, torch.zeros_like(below))
-        transform = below + torch.rand_like(below) * (transform - below)
-    return transform.numpy()[observed]
+    return probability_transform(distribution, values).numpy()[observed]

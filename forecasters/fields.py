@@ -1,6 +1,7 @@
 """What an entry's fields must look like, and one check of them for all models."""
 
 import dataclasses
+import math
 from typing import Any, Dict, Mapping, Tuple
 
 import numpy as np
@@ -240,9 +241,20 @@ def _check_support(target: np.ndarray, support: constraints.Constraint, item: st
         step, channel = np.argwhere(outside)[0]
         raise ValueError(
             f"{item}: its target is {target[step, channel]:g} at step {step}, but distr_output "
-            f"needs values that are {_SUPPORTS.get(support, support)}: correct the data, or choose "
+            f"needs values that are {_describe(support)}: correct the data, or choose "
             "a head for all real numbers such as 'student_t'"
         )
+
+
+def _describe(support: constraints.Constraint) -> str:
+    if support in _SUPPORTS:
+        return _SUPPORTS[support]
+    if not isinstance(support, constraints.interval):
+        return str(support)
+    lower, upper = support.lower_bound, support.upper_bound
+    if math.isinf(lower):
+        return f"at most {upper:g}"
+    return f"at least {lower:g}" if math.isinf(upper) else f"between {lower:g} and {upper:g}"
 
 
 def _check_lengths(

@@ -11,6 +11,7 @@ from gluonts.torch.model.forecast import DistributionForecast
 from torch import Tensor
 from torch.distributions import Distribution
 
+from ..distributions import GaussianCopula
 from .calibration import Calibration
 
 _SAMPLES_FOR_QUANTILES = 1000
@@ -160,10 +161,10 @@ class BatchedDistributionForecast(DistributionForecast):
         return type(self)(channel, 0, self.start_date, self.item_id, self.info)
 
     def to_sample_forecast(self, num_samples: int = 200) -> SampleForecast:
-        """Independent samples of each step; calibrated, if the forecast is."""
+        """Samples: joint paths if the head joins the steps; calibrated, if the forecast is."""
         samples = self.distribution.sample(torch.Size((num_samples,)))
         if self._batch.calibration is not None:
-            levels = self._batch.calibration.of(torch.rand(samples.shape).numpy())
+            levels = self._batch.calibration.of(_levels(self.distribution, num_samples).numpy())
             levels = levels.clip(_SMALLEST_LEVEL, 1 - _SMALLEST_LEVEL)
             samples = self.distribution.icdf(torch.from_numpy(levels).to(samples.dtype))
         return SampleForecast(
@@ -174,3 +175,11 @@ class BatchedDistributionForecast(DistributionForecast):
         # A pickled forecast takes its own series along, not the batch.
         alone = self._batch.select(self._row)
         return type(self), (alone, 0, self.start_date, self.item_id, self.info)
+
+
+def _levels(distribution: Distribution, num_samples: int) -> Tensor:
+    """Uniform numbers ``[sample, horizon(, channel)]``, as dependent as the draws are."""
+    sample_shape = torch.Size((num_samples,))
+    if isinstance(distribution, GaussianCopula):
+        return distribution.sample_levels(sample_shape)
+    return torch.rand(sample_shape + distribution.batch_shape)

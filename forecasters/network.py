@@ -9,7 +9,7 @@ from gluonts.model import Input, InputSpec
 from gluonts.torch.distributions import Output
 from torch import Tensor, nn
 
-from ..distributions import ParameterHead, scales_parameters, scaling_for
+from ..distributions import ParameterHead, scaling_for, window_loss
 from .features import WindowFeatures
 from .fields import (
     FEAT_DYNAMIC_REAL,
@@ -134,32 +134,21 @@ class ForecastNetwork(nn.Module):
     def loss(
         self, output: NetworkOutput, future_target: Tensor, future_observed_values: Tensor
     ) -> Tensor:
-        """The head's loss per window ``[batch]``, mean over the observed values of the horizon.
-
-        It is taken on the scale of the window, which for likelihoods changes it by a constant,
-        so that large series do not drown the others.
+        """The head's loss per window ``[batch]``, see :func:`moecast.distributions.window_loss`.
 
         Parameters
         ----------
         future_target, future_observed_values
             ``[batch, horizon, channel]``.
         """
-        loc: Optional[Tensor] = output.loc
-        scale: Optional[Tensor] = output.scale
-        distr_args = output.distr_args
-        if scales_parameters(self.distr_output):
-            # Some of GluonTS's heads scale their arguments in place.
-            distr_args = tuple(argument.clone() for argument in distr_args)
-        else:
-            future_target = (future_target - output.loc) / output.scale
-            loc = scale = None
-        missing = future_observed_values == 0
-        future_target = future_target.masked_fill(missing, self.distr_output.value_in_support)
-        losses = self.distr_output.loss(
-            target=future_target, distr_args=distr_args, loc=loc, scale=scale
+        return window_loss(
+            self.distr_output,
+            future_target,
+            future_observed_values,
+            output.distr_args,
+            output.loc,
+            output.scale,
         )
-        total = losses.flatten(1).masked_fill(missing.flatten(1), 0.0).sum(dim=1)
-        return total / future_observed_values.flatten(1).sum(dim=1).clamp_min(1.0)
 
 
 def resolve_scaling(scaling: Optional[str], distr_output: Output) -> str:

@@ -20,7 +20,7 @@ from gluonts.torch.model.forecast import DistributionForecast
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from moecast.forecasters import Calibration
-from moecast.forecasters.calibration import calibrate, held_out_windows, probability_transform
+from moecast.forecasters.calibration import calibrate, held_out_windows, transform_label
 from moecast.forecasters.fields import WindowConfig
 from scipy import stats
 
@@ -94,7 +94,7 @@ def test_the_transform_is_the_cdf_at_the_observed_values() -> None:
     distribution = NormalOutput().distribution(
         (torch.zeros(3), torch.ones(3)), loc=loc, scale=scale
     )
-    transform = probability_transform(distribution, np.array([0.5, np.nan, -4.0]))
+    transform = transform_label(distribution, np.array([0.5, np.nan, -4.0]))
     expected = stats.norm.cdf([0.5, -4.0], loc=[0.0, 2.0], scale=[1.0, 3.0])
     np.testing.assert_allclose(transform, expected, rtol=1e-5)
 
@@ -109,7 +109,7 @@ def test_counts_from_the_right_distribution_transform_uniformly(head: str) -> No
         distribution = NegativeBinomialOutput().distribution(arguments)
     label = distribution.sample().numpy()
     assert (label == 0).mean() > 0.2
-    transform = probability_transform(distribution, label)
+    transform = transform_label(distribution, label)
     assert ((transform >= 0) & (transform <= 1)).all()
     assert stats.kstest(transform, "uniform").pvalue > 0.01
     # Each value stays within its own jump.
@@ -169,7 +169,7 @@ def test_student_ts_tails_survive_single_precision() -> None:
     distribution = StudentTOutput().distribution(
         (torch.full((4,), 3.0), torch.zeros(4), torch.ones(4))
     )
-    transform = probability_transform(distribution, np.array([-3e3, -1.0, 1.0, 3e3]))
+    transform = transform_label(distribution, np.array([-3e3, -1.0, 1.0, 3e3]))
     expected = stats.t.cdf([-3e3, -1.0, 1.0, 3e3], df=3)
     np.testing.assert_allclose(transform, expected, atol=1e-6)
     assert PoissonOutput().distribution((torch.ones(2),)).support.is_discrete

@@ -1,0 +1,91 @@
+"""Normal distributions: free, and with a fixed scale."""
+
+import math
+from typing import Any, Tuple
+
+import torch
+from gluonts.core.component import validated
+from torch import Tensor
+from torch.distributions import constraints
+
+from .head import Head, positive, real
+from .univariate import UnivariateDistribution
+
+
+class Normal(UnivariateDistribution):
+    """Normal distribution of mean ``loc`` and standard deviation ``scale``."""
+
+    support = constraints.real
+    interior = 0.0
+
+    def __init__(self, loc: Tensor, scale: Tensor) -> None:
+        self.loc, self.scale = loc, scale
+        super().__init__(loc, scale)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.loc.expand(self.batch_shape)
+
+    @property
+    def variance(self) -> Tensor:
+        return self.scale.square().expand(self.batch_shape)
+
+    def _log_prob(self, value: Tensor) -> Tensor:
+        z = (value - self.loc) / self.scale
+        return -0.5 * (z.square() + math.log(2 * math.pi)) - self.scale.log()
+
+    def _cdf(self, value: Tensor) -> Tensor:
+        return torch.special.ndtr((value - self.loc) / self.scale)
+
+    def _icdf(self, level: Tensor) -> Tensor:
+        return self.loc + self.scale * torch.special.ndtri(level)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        with torch.no_grad():
+            shape = self._extended_shape(torch.Size(sample_shape))
+            return torch.normal(self.loc.expand(shape), self.scale.expand(shape))
+
+    def crps(self, value: Tensor) -> Tensor:
+        """In closed form (Gneiting et al. 2005, eq. 5)."""
+        z = (value - self.loc) / self.scale
+        density = torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)
+        score = z * torch.erf(z / math.sqrt(2)) + 2 * density - 1 / math.sqrt(math.pi)
+        return self.scale * score
+
+
+class NormalOutput(Head):
+    """Normal distribution."""
+
+    parameters = {"loc": real, "scale": positive}  # noqa: RUF012
+    distr_cls = Normal
+
+
+class NormalFixedScaleOutput(Head):
+    """Normal distribution whose scale is given, not learned: a narrow peak within a mixture.
+
+    Parameters
+    ----------
+    scale
+        Standard deviation, in units of the window's scale.
+    loss
+        As for :class:`Head`.
+
+    Raises
+    ------
+    ValueError
+        If ``scale`` is not positive.
+    """
+
+    parameters = {"loc": real}  # noqa: RUF012
+    distr_cls = Normal
+
+    @validated()
+    def __init__(self, scale: float = 1e-3, loss: str = "nll") -> None:
+        super().__init__(loss=loss)
+        if not scale > 0:
+            raise ValueError(f"scale={scale} must be positive")
+        self.scale = scale
+
+    def _base_distribution(self, distr_args: Tuple[Tensor, ...]) -> Normal:
+        (loc,) = distr_args
+        return Normal(loc, torch.full_like(loc, self.scale))
