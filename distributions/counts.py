@@ -34,14 +34,14 @@ class CountDistribution(UnivariateDistribution):
         return True
 
     def cdf_below(self, value: Tensor) -> Tensor:
-        return self.cdf(torch.ceil(value) - 1.0)
+        return self.cdf(torch.ceil(value - _slack(value)) - 1.0)
 
     def _cdf_of_counts(self, count: Tensor) -> Tensor:
         """Cdf at whole numbers of at least 0."""
         raise NotImplementedError
 
     def _cdf(self, value: Tensor) -> Tensor:
-        count = torch.floor(value)
+        count = torch.floor(value + _slack(value))
         return torch.where(count >= 0, self._cdf_of_counts(count.clamp_min(0.0)), 0.0)
 
     def expected_distance(self, value: Tensor) -> Tensor:
@@ -55,6 +55,11 @@ class CountDistribution(UnivariateDistribution):
     def crps(self, value: Tensor) -> Tensor:
         """``E|X - value| - E|X - X'| / 2`` (Gneiting & Raftery 2007, eq. 21)."""
         return self.expected_distance(value) - 0.5 * self.expected_difference()
+
+
+def _slack(value: Tensor) -> Tensor:
+    """By how much a whole number may miss itself after it was scaled there and back."""
+    return torch.finfo(value.dtype).eps ** 0.5 * value.abs().clamp_min(1.0)
 
 
 class Poisson(CountDistribution):

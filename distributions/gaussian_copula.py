@@ -30,6 +30,8 @@ class GaussianCopula(UnivariateDistribution):
         Which dimension of the marginals is time.
     """
 
+    vector_parameters = ("factors",)
+
     def __init__(self, marginals: UnivariateDistribution, factors: Tensor, time_dim: int) -> None:
         self.marginals, self.factors, self.time_dim = marginals, factors, time_dim
         super().__init__(marginals._like, factors[..., 0])

@@ -34,6 +34,7 @@ class ImplicitQuantiles(UnivariateDistribution):
 
     support = constraints.real
     interior = 0.0
+    vector_parameters = ("gains", "slopes", "centres")
 
     def __init__(
         self,
@@ -72,8 +73,14 @@ class ImplicitQuantiles(UnivariateDistribution):
         bends = exact.gains.sum(dim=-1)
         slack = bends + math.log(2) * (exact.lower + exact.upper)
         reach = ((value - exact.loc).abs() + slack) / torch.minimum(exact.lower, exact.upper) + 1
+        value, reach = value.flatten(), reach.flatten()
+        elements = exact.flattened(shape)
+        start = torch.zeros_like(value)
         tolerance = 1e-13 if self._like.dtype == torch.float64 else 1e-8
-        return solve_increasing(exact._at_logit, value, -reach, reach, tolerance)
+        logit = solve_increasing(
+            lambda chosen: elements(chosen)._at_logit, value, -reach, reach, start, tolerance
+        )
+        return logit.reshape(shape)
 
     def _cdf(self, value: Tensor) -> Tensor:
         with torch.no_grad():

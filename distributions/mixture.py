@@ -11,8 +11,6 @@ from .head import Head, component_head
 from .numerics import smallest_count, solve_increasing
 from .univariate import UnivariateDistribution, shape_of
 
-_SNAP = 1e-6
-
 
 class Mixture(UnivariateDistribution):
     """A draw from one of several distributions.
@@ -29,6 +27,7 @@ class Mixture(UnivariateDistribution):
     """
 
     interior = 0.0
+    vector_parameters = ("weights_logits",)
 
     def __init__(
         self, weights_logits: Tensor, components: Sequence[UnivariateDistribution]
@@ -84,31 +83,38 @@ class Mixture(UnivariateDistribution):
 
     def _icdf(self, level: Tensor) -> Tensor:
         exact = self.in_double_precision()
-        level = level.to(torch.float64).expand(
-            torch.broadcast_shapes(level.shape, self.batch_shape)
-        )
+        shape = torch.broadcast_shapes(level.shape, self.batch_shape)
+        level = level.to(torch.float64).expand(shape)
         # A mixture's quantile lies between those of its components.
-        quantiles = torch.stack([c.icdf(level).expand(level.shape) for c in exact.components])
-        low, high = quantiles.amin(dim=0), quantiles.amax(dim=0)
-        if self.is_discrete:
-            return smallest_count(exact.cdf, level, low - 1.0, high)
-        precise = self._like.dtype == torch.float64
-        tolerance = 1e-15 if precise else 1e-9
-        inner = low.isfinite() & high.isfinite()
-        low, high = torch.where(inner, low, 0.0), torch.where(inner, high, 0.0)
-        solved = solve_increasing(
-            lambda x: (exact.cdf(x), exact._density(x)), level, low, high, tolerance
-        )
+        quantiles = [c.icdf(level).expand(shape) for c in exact.components]
+        low, high = torch.stack(quantiles).aminmax(dim=0)
+        start = exact._average(quantiles)
+        finite = low.isfinite() & high.isfinite()
+        ends = torch.where(level > 0, high, low)
+        elements = exact.flattened(shape)
+        level, low, high, start = (t[finite] for t in (level, low, high, start))
+        numbers = finite.flatten().nonzero().squeeze(-1)
+        mixtures = lambda chosen: elements(numbers[chosen])  # noqa: E731
         if self.has_jumps:
-            solved = exact._at_jump(solved, level)
-        return torch.where(inner, solved, torch.where(level > 0, torch.inf, quantiles.amin(dim=0)))
+            low, high = low.floor() - 1, high.ceil()
+            high = smallest_count(lambda chosen: mixtures(chosen).cdf, level, low, high)
+            at_jump = mixtures(torch.arange(len(level))).cdf_below(high) <= level
+            low = torch.where(at_jump, high, high - 1)
+            start = torch.where(at_jump, high, high - 0.5)
+        if not self.is_discrete:
+            tolerance = 1e-15 if self._like.dtype == torch.float64 else 1e-9
+            high = solve_increasing(
+                lambda chosen: mixtures(chosen)._value_and_slope,
+                level,
+                low,
+                high,
+                start,
+                tolerance,
+            )
+        return ends.masked_scatter(finite, high)
 
-    def _at_jump(self, quantile: Tensor, level: Tensor) -> Tensor:
-        """The whole number next to a quantile, where the cdf jumps over the level there."""
-        count = torch.round(quantile)
-        near = (count - quantile).abs() <= _SNAP * quantile.abs().clamp_min(1.0)
-        jumps = (self.cdf_below(count) <= level) & (self.cdf(count) >= level)
-        return torch.where(near & jumps, count, quantile)
+    def _value_and_slope(self, value: Tensor) -> Tuple[Tensor, Tensor]:
+        return self.cdf(value), self._density(value)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         with torch.no_grad():
@@ -200,6 +206,16 @@ class MixtureOutput(Head):
         distr_args: Tuple[Tensor, ...],
         loc: Optional[Tensor] = None,
         scale: Optional[Tensor] = None,
+    ) -> UnivariateDistribution:
+        if not self.scales_parameters:
+            return super().distribution(distr_args, loc=loc, scale=scale)
+        return self._mixture(distr_args, loc, scale)
+
+    def _base_distribution(self, distr_args: Tuple[Tensor, ...]) -> Mixture:
+        return self._mixture(distr_args, None, None)
+
+    def _mixture(
+        self, distr_args: Tuple[Tensor, ...], loc: Optional[Tensor], scale: Optional[Tensor]
     ) -> Mixture:
         logits, parts = self._split(distr_args)
         components = [

@@ -133,71 +133,104 @@ def softplus_relative(raw: Tensor) -> Tensor:
     return F.softplus(raw) / F.softplus(torch.zeros((), dtype=raw.dtype, device=raw.device))
 
 
+Function = Callable[[Tensor], Tensor]
+FunctionWithSlope = Callable[[Tensor], Tuple[Tensor, Tensor]]
+
+
 def solve_increasing(
-    function: Callable[[Tensor], Tuple[Tensor, Tensor]],
+    functions: Callable[[Tensor], FunctionWithSlope],
     target: Tensor,
     low: Tensor,
     high: Tensor,
+    start: Tensor,
     tolerance: float,
 ) -> Tensor:
-    """Where an increasing function reaches its target: Newton's steps within a bracket.
+    """Where increasing functions reach their targets: Newton's steps within a bracket.
 
     Parameters
     ----------
-    function
-        Its value and its derivative, elementwise; it may jump.
+    functions
+        From the numbers of some of the elements to their functions, value and slope together.
     target
-        What to reach.
+        What to reach, ``[element]``.
     low, high
-        Bracket, of the target's shape: ``function(low) <= target <= function(high)``.
+        ``function(low) <= target <= function(high)``.
+    start
+        Where to begin, between them.
     tolerance
         Stop where the target is met to this absolute error, or the bracket has no width left.
 
     Returns
     -------
     Tensor
-        float64, of the target's shape; at a jump over the target, the upper side.
+        float64; at a jump over the target, the upper side.
     """
-    low, high = low.to(torch.float64), high.to(torch.float64)
-    target = target.to(torch.float64)
-    x = 0.5 * (low + high)
+    target, low, high, x = (t.to(torch.float64) for t in (target, low, high, start))
+    elements = torch.arange(len(target), device=target.device)
+    solution = high.clone()
+    function = functions(elements)
     width = high - low
-    settled = torch.zeros_like(x, dtype=torch.bool)
     for iteration in range(_MOST_ITERATIONS):
         value, slope = function(x)
         excess = value - target
         reached = excess.abs() <= tolerance
-        high = torch.where(~settled & ((excess >= 0) | reached), x, high)
-        low = torch.where(~settled & (excess < 0), x, low)
-        settled = settled | reached | (high - low <= _SMALLEST_WIDTH * (1e-3 + high.abs()))
-        if settled.all():
-            break
+        high = torch.where((excess >= 0) | reached, x, high)
+        low = torch.where(excess < 0, x, low)
+        settled = reached | (high - low <= _SMALLEST_WIDTH * high.abs())
         newton = x - excess / slope
         # Where the bracket shrinks too slowly, as beside a narrow peak, halve it.
         stuck = (iteration % 3 == 2) & (high - low > 0.5 * width)
         if iteration % 3 == 2:
             width = high - low
         usable = (newton > low) & (newton < high) & ~stuck
-        x = torch.where(settled, high, torch.where(usable, newton, 0.5 * (low + high)))
-    return high
+        x = torch.where(usable, newton, _middle(low, high))
+        x = torch.where(settled, high, x)
+        if settled.all():
+            break
+        if 2 * settled.sum() > len(settled):
+            solution[elements] = high
+            rest = ~settled
+            elements, target, low, high, x, width = (
+                t[rest] for t in (elements, target, low, high, x, width)
+            )
+            function = functions(elements)
+    solution[elements] = high
+    return solution
+
+
+def _middle(low: Tensor, high: Tensor) -> Tensor:
+    """The geometric mean of ends of one sign and different magnitude, else the arithmetic one."""
+    product = low * high
+    apart = (product > 0) & ((high > 2 * low) | (low < 2 * high))
+    geometric = torch.where(apart, product, 1.0).sqrt().copysign(low)
+    return torch.where(apart, geometric, 0.5 * (low + high))
 
 
 def smallest_count(
-    cdf: Callable[[Tensor], Tensor], level: Tensor, low: Tensor, high: Tensor
+    cdfs: Callable[[Tensor], Function], level: Tensor, low: Tensor, high: Tensor
 ) -> Tensor:
-    """The smallest whole number whose cdf reaches the level.
+    """The smallest whole numbers whose cdf reaches a level.
 
     Parameters
     ----------
-    cdf
-        Of counts, elementwise.
+    cdfs
+        From the numbers of some of the elements to their cdf.
     level
-        In (0, 1).
+        ``[element]``.
     low, high
-        Whole numbers of its shape: at the first the cdf is below the level, at the second not.
+        Whole numbers: at the first the cdf is below the level, at the second not.
     """
-    while (high - low > 1).any():
+    elements = torch.arange(len(level), device=level.device)
+    solution = high.clone()
+    cdf = cdfs(elements)
+    while len(elements):
         middle = torch.floor(0.5 * (low + high))
         reached = cdf(middle) >= level
         low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
-    return high
+        rest = (high - low > 1) & high.isfinite()
+        if 2 * rest.sum() < len(rest):
+            solution[elements] = high
+            elements, level, low, high = (t[rest] for t in (elements, level, low, high))
+            if len(elements):
+                cdf = cdfs(elements)
+    return solution

@@ -34,6 +34,7 @@ class QuantileSpline(UnivariateDistribution):
 
     support = constraints.real
     interior = 0.0
+    vector_parameters = ("levels", "heights")
 
     def __init__(
         self, levels: Tensor, heights: Tensor, lower_tail: Tensor, upper_tail: Tensor

@@ -2,7 +2,7 @@
 
 import copy
 from functools import cache
-from typing import Any, ClassVar, Dict, Optional, Tuple, TypeVar, Union
+from typing import Any, Callable, ClassVar, Dict, Optional, Tuple, TypeVar, Union
 
 import numpy as np
 import torch
@@ -37,6 +37,9 @@ class UnivariateDistribution(Distribution):
 
     arg_constraints: ClassVar[Dict[str, constraints.Constraint]] = {}
     has_rsample = False
+
+    # The parameters with one more dimension than ``batch_shape``.
+    vector_parameters: Tuple[str, ...] = ()
 
     # A value within the support, at which likelihoods outside are computed and thrown away.
     interior: Union[float, Tensor] = 1.0
@@ -164,6 +167,34 @@ class UnivariateDistribution(Distribution):
         clone = copy.copy(self)
         clone.__dict__ = {name: convert(value) for name, value in vars(self).items()}
         return clone
+
+    def flattened(self: D, shape: torch.Size) -> Callable[[Tensor], D]:
+        """From the numbers of elements to their distributions alone, in one dimension.
+
+        Parameters
+        ----------
+        shape
+            That of all the elements, with which ``batch_shape`` broadcasts.
+        """
+
+        def convert(name: str, value: Any, elements: Tensor) -> Any:
+            if isinstance(value, UnivariateDistribution):
+                return value.flattened(shape)(elements)
+            if isinstance(value, list):
+                return [convert(name, item, elements) for item in value]
+            if not isinstance(value, Tensor):
+                return value
+            if name in self.vector_parameters:
+                return value.expand(*shape, value.shape[-1]).flatten(0, -2)[elements]
+            return value.expand(shape).flatten()[elements]
+
+        def select(elements: Tensor) -> D:
+            clone = copy.copy(self)
+            clone.__dict__ = {n: convert(n, value, elements) for n, value in vars(self).items()}
+            clone._batch_shape = elements.shape
+            return clone
+
+        return select
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(batch_shape={list(self.batch_shape)})"
