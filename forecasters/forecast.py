@@ -141,8 +141,17 @@ class BatchedDistributionForecast(DistributionForecast):
         return self._batch.mean()[self._row]
 
     def quantile(self, level: Union[float, str]) -> np.ndarray:
-        """``[horizon]`` or ``[horizon, channel]`` at a level in (0, 1)."""
-        return self._batch.quantile(Quantile.parse(level).value)[self._row]
+        """``[horizon]`` or ``[horizon, channel]`` at a level.
+
+        Raises
+        ------
+        ValueError
+            If the level lies outside (0, 1).
+        """
+        value = level if isinstance(level, (int, float)) else Quantile.parse(level).value
+        if not 0 < value < 1:
+            raise ValueError(f"level={level!r} of a quantile must lie between 0 and 1")
+        return self._batch.quantile(float(value))[self._row]
 
     def dim(self) -> int:
         """Number of channels."""

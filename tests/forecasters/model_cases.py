@@ -15,9 +15,9 @@ from gluonts.torch.distributions import (
     GammaOutput,
     ImplicitQuantileNetworkOutput,
     PoissonOutput,
-    QuantileOutput,
 )
-from moecast.distributions import PointOutput
+from gluonts.torch.distributions import QuantileOutput as GluonTSQuantileOutput
+from moecast.distributions import HEADS as SHORT_NAMES
 from moecast.forecasters import MoEEstimator, MoEPredictor, MoLEEstimator
 
 FREQ = "h"
@@ -66,17 +66,38 @@ MODELS: dict[str, Factory] = {
     "mole top-2 noisy": mole(top_k=2, noisy_routing=True),
 }
 
-# Each head with the kind of series it is for.
-HEADS: dict[str, tuple[Callable[[], Any], str]] = {
-    "student_t": (lambda: "student_t", "real"),
-    "normal": (lambda: "normal", "real"),
-    "laplace": (lambda: "laplace", "real"),
-    "negative_binomial": (lambda: "negative_binomial", "counts"),
-    "quantile": (lambda: QuantileOutput(quantiles=[0.1, 0.5, 0.9]), "real"),
-    "gamma": (GammaOutput, "positive"),
-    "poisson": (PoissonOutput, "counts"),
-    "implicit_quantile": (ImplicitQuantileNetworkOutput, "real"),
-    "point": (PointOutput, "real"),
+# Each head with the kind of series it is for. Every short name is there, with arguments where
+# it needs them; to these come heads built from others, and GluonTS's own.
+KINDS = {
+    "beta": "shares",
+    "gamma": "positive",
+    "log_normal": "positive",
+    "mixture(student_t, negative_binomial)": "counts",
+    "mixture(poisson, negative_binomial)": "counts",
+    "gaussian_copula(negative_binomial)": "counts",
+    "negative_binomial": "counts",
+    "negative_binomial(loss=crps)": "counts",
+    "poisson": "counts",
+    "truncated_normal": "positive",
+    "zero_inflated_negative_binomial": "counts",
+}
+EXPRESSIONS = [
+    *(name for name in SHORT_NAMES if name not in ("mixture", "quantile")),
+    "mixture(student_t, negative_binomial)",
+    "mixture(poisson, negative_binomial)",
+    "gaussian_copula(negative_binomial)",
+    "negative_binomial(loss=crps)",
+    "pareto_tails(student_t)",
+    "quantile(0.1, 0.5, 0.9)",
+    "student_t(loss=crps)",
+    "truncated_normal(-40, 80, loss=crps)",
+]
+HEADS: dict[str, tuple[Any, str]] = {
+    **{expression: (expression, KINDS.get(expression, "real")) for expression in EXPRESSIONS},
+    "gluonts gamma": (GammaOutput(), "positive"),
+    "gluonts implicit quantiles": (ImplicitQuantileNetworkOutput(), "real"),
+    "gluonts poisson": (PoissonOutput(), "counts"),
+    "gluonts quantile": (GluonTSQuantileOutput(quantiles=[0.1, 0.5, 0.9]), "real"),
 }
 
 
@@ -94,7 +115,7 @@ def series(
     Parameters
     ----------
     kind
-        ``"real"``, ``"counts"`` (whole numbers, some 0) or ``"positive"``.
+        ``"real"``, ``"counts"`` (whole numbers, some 0), ``"positive"`` or ``"shares"``.
     channels
         ``None`` for univariate series.
     features
@@ -114,6 +135,7 @@ def series(
             "real": 10.0 * i + 5 * season + noise,
             "counts": np.maximum(np.round(4 + i + 3 * season + 2 * noise), 0),
             "positive": np.exp(0.5 * season + 0.2 * noise + i),
+            "shares": 1 / (1 + np.exp(season + 0.3 * noise - 0.2 * i)),
         }[kind]
         entry: dict[str, Any] = {
             "item_id": f"series {i}",

@@ -51,7 +51,7 @@ SETTINGS = {
     ),
     "head that needs arguments": (
         {"distr_output": "gluonts.torch.distributions.QuantileOutput"},
-        ["QuantileOutput", "quantiles", "distr_output."],
+        ["QuantileOutput", "does not take these arguments", "quantiles"],
     ),
     "scaling": ({"scaling": "max"}, ["scaling='max'", "std", "mean", "none"]),
     "scaling off the support": (
