@@ -11,7 +11,7 @@ from .counts import (
 )
 from .gamma import Gamma, GammaOutput
 from .gaussian_copula import GaussianCopula, GaussianCopulaOutput, copula_log_density
-from .head import Head
+from .head import Head, above_two, positive, real
 from .implicit_quantiles import ImplicitQuantiles, ImplicitQuantilesOutput
 from .laplace import Laplace, LaplaceOutput
 from .log_normal import LogNormal, LogNormalOutput
@@ -79,13 +79,16 @@ __all__ = [
     "UnivariateDistribution",
     "ZeroInflated",
     "ZeroInflatedNegativeBinomialOutput",
+    "above_two",
     "copula_log_density",
     "has_cdf",
     "head_from_published",
     "head_to_published",
     "parameters_from_published",
     "parameters_to_published",
+    "positive",
     "probability_transform",
+    "real",
     "resolve_head",
     "scales_parameters",
     "scaling_for",

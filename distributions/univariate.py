@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-_QUADRATURE_NODES = 24
-_SMALLEST_LEVEL = 1e-7
+_QUADRATURE_NODES = 16
+_SMALLEST_LEVEL = 1e-10
 
 D = TypeVar("D", bound="UnivariateDistribution")
 
@@ -20,6 +20,22 @@ def gauss_legendre(nodes: int) -> Tuple[Tensor, Tensor]:
     """Nodes and weights of Gauss-Legendre quadrature on (0, 1), float64."""
     points, weights = np.polynomial.legendre.leggauss(nodes)
     return torch.from_numpy(0.5 * points + 0.5), torch.from_numpy(0.5 * weights)
+
+
+def _levels_below(split: Tensor) -> Tuple[Tensor, Tensor]:
+    """Nodes and weights of an integral over the levels from 0 to a split, ``[node, …]``.
+
+    Up to one half the nodes are spread evenly; from there on over the logarithm of the distance
+    from 1, because quantiles run off as levels approach it.
+    """
+    points, weights = gauss_legendre(_QUADRATURE_NODES)
+    shape = (-1, *[1] * split.dim())
+    points, weights = (t.to(split.device).reshape(shape) for t in (points, weights))
+    lower = split.clamp_max(0.5)
+    decay = torch.log(2.0 * (1.0 - split.clamp_min(0.5)))
+    distance = 0.5 * torch.exp(decay * points)
+    levels = torch.cat([lower * points, 1.0 - distance])
+    return levels, torch.cat([lower * weights, -decay * distance * weights])
 
 
 class UnivariateDistribution(Distribution):
@@ -127,29 +143,28 @@ class UnivariateDistribution(Distribution):
         """Continuous ranked probability score, differentiable in the parameters.
 
         The integral of ``(F(x) - 1{x >= value})²`` (Gneiting & Raftery 2007, eq. 20), by
-        Gauss-Legendre quadrature over the levels on both sides of the value.
+        Gauss-Legendre quadrature over the levels.
         """
         if self.has_jumps:
             raise NotImplementedError(f"{type(self).__name__} has no CRPS in closed form")
-        points, weights = gauss_legendre(_QUADRATURE_NODES)
-        shape = torch.broadcast_shapes(self.batch_shape, value.shape)
         with torch.no_grad():
-            split = self.cdf(value).expand(shape).to(torch.float64)
-            split = split.clamp(_SMALLEST_LEVEL, 1.0 - _SMALLEST_LEVEL)
-            points = points.to(split.device).reshape(-1, *[1] * len(shape))
-            levels = torch.stack([split * points, split + (1.0 - split) * points])
-            nodes = self.icdf(levels)
-            widths = torch.stack([split, 1.0 - split]).unsqueeze(1)
-            weights = weights.to(split.device).reshape(-1, *[1] * len(shape)) * widths
-            weights = weights * (-self.log_prob(nodes)).exp()
-            # Far in a tail, where levels are no longer told apart, the cdf counts as 0 or 1.
-            beyond = (value - self.icdf(split)).abs()
-            beyond = torch.where(
-                (split > _SMALLEST_LEVEL) & (split < 1 - _SMALLEST_LEVEL), 0, beyond
+            exact = self.in_double_precision()
+            value = value.to(torch.float64).expand(
+                torch.broadcast_shapes(self.batch_shape, value.shape)
             )
-        cdf = self.cdf(nodes)
-        below, above = cdf[0].square(), (1.0 - cdf[1]).square()
-        score = (weights[0] * below + weights[1] * above).sum(dim=0)
+            split = exact.cdf(value).clamp(_SMALLEST_LEVEL, 1.0 - _SMALLEST_LEVEL)
+            levels, weights = _levels_below(split)
+            mirrored, weights_above = _levels_below(1.0 - split)
+            nodes = exact.icdf(torch.stack([levels, 1.0 - mirrored]))
+            weights = torch.stack([weights, weights_above]) * (-exact.log_prob(nodes)).exp()
+            # Further out than the levels reach, the cdf counts as 0 or 1.
+            beyond = torch.where(
+                (split > _SMALLEST_LEVEL) & (split < 1.0 - _SMALLEST_LEVEL),
+                0.0,
+                (value - exact.icdf(split)).abs(),
+            )
+        below, above = self.cdf(nodes.to(self._like.dtype))
+        score = (weights[0] * below.square() + weights[1] * (1.0 - above).square()).sum(dim=0)
         return (score + beyond).to(self._like.dtype)
 
     def in_double_precision(self: D) -> D:
