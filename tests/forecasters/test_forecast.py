@@ -20,7 +20,7 @@ from gluonts.torch.distributions import (
 from gluonts.torch.model.forecast import DistributionForecast
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moecast.distributions import ParameterHead
+from moecast.distributions import GaussianCopulaOutput, ParameterHead
 from moecast.forecasters import Calibration
 from moecast.forecasters.forecast import BatchDistribution, BatchedDistributionForecast
 from scipy import stats
@@ -204,3 +204,28 @@ def test_a_selected_series_shares_no_memory_with_its_batch() -> None:
     for tensor in (*batch.distr_args, batch.loc, batch.scale):
         tensor.fill_(99.0)
     np.testing.assert_allclose(alone.quantile(0.3)[0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("calibration", [None, Calibration([0.5], [0.9])])
+def test_samples_of_a_copula_are_joint_paths(calibration: Optional[Calibration]) -> None:
+    torch.manual_seed(0)
+    head = GaussianCopulaOutput("normal", rank=1)
+    factors = torch.full((1, 5, 1), 10.0)
+    arguments = (factors, torch.zeros(1, 5), torch.ones(1, 5))
+    loc, scale = torch.full((1, 1), 3.0), torch.full((1, 1), 2.0)
+    batch = BatchDistribution(head, arguments, loc, scale, calibration)
+    forecast = BatchedDistributionForecast(batch, 0, START)
+    samples = forecast.to_sample_forecast(2000).samples
+    assert np.corrcoef(samples.T).min() > 0.95
+    for level in (0.25, 0.5, 0.75):
+        below = (samples <= forecast.quantile(level)).mean(axis=0)
+        np.testing.assert_allclose(below, level, atol=0.05)
+
+
+@pytest.mark.parametrize("level", [0, 1, -0.1, 1.5])
+def test_levels_outside_0_and_1_are_refused(level: float) -> None:
+    head = NormalOutput()
+    arguments = torch.zeros(1, 2), torch.ones(1, 2)
+    batch = BatchDistribution(head, arguments, torch.zeros(1, 1), torch.ones(1, 1))
+    with pytest.raises(ValueError, match=f"level={level} of a quantile must lie between 0 and 1"):
+        BatchedDistributionForecast(batch, 0, START).quantile(level)
