@@ -2,35 +2,23 @@
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
 
 from .head import Head, positive, real
-from .univariate import UnivariateDistribution
+from .univariate import LocationScaleDistribution
 
 
-class Laplace(UnivariateDistribution):
+class Laplace(LocationScaleDistribution):
     """Laplace distribution of mean ``loc`` and mean absolute deviation ``scale``."""
-
-    support = constraints.real
-    interior = 0.0
-
-    def __init__(self, loc: Tensor, scale: Tensor) -> None:
-        self.loc, self.scale = loc, scale
-        super().__init__(loc, scale)
-
-    @property
-    def mean(self) -> Tensor:
-        return self.loc.expand(self.batch_shape)
 
     @property
     def variance(self) -> Tensor:
         return (2 * self.scale.square()).expand(self.batch_shape)
 
     def _log_prob(self, value: Tensor) -> Tensor:
-        return -torch.abs(value - self.loc) / self.scale - torch.log(2 * self.scale)
+        return -self._standardise(value).abs() - torch.log(2 * self.scale)
 
     def _cdf(self, value: Tensor) -> Tensor:
-        z = (value - self.loc) / self.scale
+        z = self._standardise(value)
         tail = 0.5 * torch.exp(-z.abs())
         return torch.where(z < 0, tail, 1 - tail)
 
@@ -40,7 +28,7 @@ class Laplace(UnivariateDistribution):
 
     def crps(self, value: Tensor) -> Tensor:
         """In closed form (Jordan et al. 2019, appendix A)."""
-        z = torch.abs(value - self.loc) / self.scale
+        z = self._standardise(value).abs()
         return self.scale * (z + torch.exp(-z) - 0.75)
 
 

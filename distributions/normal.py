@@ -6,36 +6,24 @@ from typing import Any, Tuple
 import torch
 from gluonts.core.component import validated
 from torch import Tensor
-from torch.distributions import constraints
 
 from .head import Head, positive, real
-from .univariate import UnivariateDistribution
+from .univariate import LocationScaleDistribution
 
 
-class Normal(UnivariateDistribution):
+class Normal(LocationScaleDistribution):
     """Normal distribution of mean ``loc`` and standard deviation ``scale``."""
-
-    support = constraints.real
-    interior = 0.0
-
-    def __init__(self, loc: Tensor, scale: Tensor) -> None:
-        self.loc, self.scale = loc, scale
-        super().__init__(loc, scale)
-
-    @property
-    def mean(self) -> Tensor:
-        return self.loc.expand(self.batch_shape)
 
     @property
     def variance(self) -> Tensor:
         return self.scale.square().expand(self.batch_shape)
 
     def _log_prob(self, value: Tensor) -> Tensor:
-        z = (value - self.loc) / self.scale
+        z = self._standardise(value)
         return -0.5 * (z.square() + math.log(2 * math.pi)) - self.scale.log()
 
     def _cdf(self, value: Tensor) -> Tensor:
-        return torch.special.ndtr((value - self.loc) / self.scale)
+        return torch.special.ndtr(self._standardise(value))
 
     def _icdf(self, level: Tensor) -> Tensor:
         return self.loc + self.scale * torch.special.ndtri(level)
@@ -47,7 +35,7 @@ class Normal(UnivariateDistribution):
 
     def crps(self, value: Tensor) -> Tensor:
         """In closed form (Gneiting et al. 2005, eq. 5)."""
-        z = (value - self.loc) / self.scale
+        z = self._standardise(value)
         density = torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)
         score = z * torch.erf(z / math.sqrt(2)) + 2 * density - 1 / math.sqrt(math.pi)
         return self.scale * score

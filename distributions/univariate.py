@@ -215,6 +215,30 @@ class UnivariateDistribution(Distribution):
         return f"{type(self).__name__}(batch_shape={list(self.batch_shape)})"
 
 
+class LocationScaleDistribution(UnivariateDistribution):
+    """Base of the distributions on the real line around a mean ``loc``.
+
+    Parameters
+    ----------
+    loc, scale
+        Mean, and unit of the distance from it.
+    """
+
+    support = constraints.real
+    interior = 0.0
+
+    def __init__(self, loc: Tensor, scale: Tensor) -> None:
+        self.loc, self.scale = loc, scale
+        super().__init__(loc, scale)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.loc.expand(self.batch_shape)
+
+    def _standardise(self, value: Tensor) -> Tensor:
+        return (value - self.loc) / self.scale
+
+
 class _AffineSupport(constraints.Constraint):
     """The values that a shift and a factor make of those of another support."""
 
