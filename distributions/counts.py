@@ -169,16 +169,17 @@ class NegativeBinomial(CountDistribution):
 
     def expected_difference(self) -> Tensor:
         """From the characteristic function φ, as ``∫ (1 - |φ(t)|²) / (1 - cos t) dt / π``."""
-        deviation = self.variance.sqrt()
-        squared = 4 * self.logits.exp() / torch.sigmoid(-self.logits)
+        total_count, logits = self.total_count.to(torch.float64), self.logits.to(torch.float64)
+        squared = 4 * logits.exp() / torch.sigmoid(-logits)
+        deviation = (0.25 * total_count * squared).sqrt()
         points, weights = gauss_legendre(_DIFFERENCE_NODES)
         total = torch.zeros_like(deviation)
         # tan(t / 2) = tan(angle) / deviation makes the integrand smooth for any dispersion.
         for angle, weight in zip((points * math.pi / 2).tolist(), weights.tolist()):
             half_tangent = (math.tan(angle) / deviation).square()
-            exponent = self.total_count * torch.log1p(squared * half_tangent / (1 + half_tangent))
+            exponent = total_count * torch.log1p(squared * half_tangent / (1 + half_tangent))
             total = total - weight * torch.expm1(-exponent) / math.sin(angle) ** 2
-        return 0.5 * deviation * total
+        return (0.5 * deviation * total).to(self._like.dtype)
 
 
 def _negative_binomial_quantile(

@@ -130,14 +130,14 @@ class GaussianCopulaOutput(Head):
     Parameters
     ----------
     marginal
-        A head with a likelihood, or its name.
+        Any other head with a distribution, or its name.
     rank
         Rank of the correlation matrix beside its diagonal.
 
     Raises
     ------
     ValueError
-        If ``rank`` is not positive, or the marginal has no distribution.
+        If ``rank`` is not positive, or the marginal has no distribution of its own.
     """
 
     distr_cls = GaussianCopula

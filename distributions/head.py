@@ -75,7 +75,7 @@ class Head(DistributionOutput):
             raise ValueError(f"loss={loss!r} is unknown: choose one of {', '.join(LOSSES)}")
         if loss not in self.losses:
             raise ValueError(
-                f"loss={loss!r} is not known in closed form for {type(self).__name__}: "
+                f"loss={loss!r} cannot train {type(self).__name__} with these arguments: "
                 f"use loss={self.losses[0]!r}"
             )
         if not beta >= 0:
@@ -144,20 +144,28 @@ class Head(DistributionOutput):
         return losses
 
 
-def component_head(head: Any, argument: str) -> Head:
-    """A head with a likelihood, from itself or its name, to build another one from.
+def component_head(head: Any, argument: str, loss: Optional[str] = None) -> Head:
+    """A head to build another one from, from itself or its name.
+
+    Parameters
+    ----------
+    head, argument
+        As for :func:`moecast.distributions.resolve_head`.
+    loss
+        What it must be possible to train it by; ``None`` for anything.
 
     Raises
     ------
     ValueError
-        If it is none.
+        If it is none of this package's, or cannot be trained so.
     """
     from .names import resolve_head  # It knows all heads, also those built from others.
 
     resolved = resolve_head(head, argument)
-    if not (isinstance(resolved, Head) and "nll" in resolved.losses):
+    if not isinstance(resolved, Head) or loss not in (None, *resolved.losses):
+        trained = "" if loss is None else f" that loss={loss!r} can train"
         raise ValueError(
-            f"{argument}={head!r} must be a head of moecast's with a likelihood, "
+            f"{argument}={head!r} must be a head of moecast's with a distribution{trained}, "
             f"which {type(resolved).__name__} is not"
         )
     return resolved

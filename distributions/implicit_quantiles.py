@@ -11,9 +11,8 @@ from torch.nn import functional as F
 
 from .head import Head
 from .numerics import softplus_relative, solve_increasing
-from .univariate import UnivariateDistribution, gauss_legendre
+from .univariate import UnivariateDistribution, moment_nodes
 
-_MOMENT_NODES = 64
 _LOGISTIC_SCALE = math.sqrt(3) / math.pi
 _SMALLEST = 1e-6
 
@@ -99,12 +98,7 @@ class ImplicitQuantiles(UnivariateDistribution):
         return F.logsigmoid(logit) + F.logsigmoid(-logit) - slope.log()
 
     def _moment(self, centre: Tensor, power: int) -> Tensor:
-        points, weights = gauss_legendre(_MOMENT_NODES)
-        shape = (-1, *[1] * len(self.batch_shape))
-        # Levels crowd towards 0 and 1, where the quantiles run off.
-        levels = points.square() * (3 - 2 * points)
-        weights = weights * 6 * points * (1 - points)
-        levels, weights = (t.to(centre.device).reshape(shape) for t in (levels, weights))
+        levels, weights = (t.to(centre.device) for t in moment_nodes(len(self.batch_shape)))
         quantiles = self.in_double_precision().quantile(levels)
         moment = (weights * (quantiles - centre.to(torch.float64)).pow(power)).sum(dim=0)
         return moment.to(self._like.dtype)

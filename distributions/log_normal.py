@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from .head import Head, positive, real
+from .numerics import log_ndtr
 from .univariate import UnivariateDistribution
 
 
@@ -47,11 +48,16 @@ class LogNormal(UnivariateDistribution):
     def crps(self, value: Tensor) -> Tensor:
         """In closed form (Jordan et al. 2019, appendix A)."""
         inside = torch.where(value > 0, value, 1.0)
-        partial = torch.special.ndtr(self._standardise(inside) - self.scale)
+        log_mean = self.loc + 0.5 * self.scale.square()
+        partial = _bounded_exp(log_mean + log_ndtr(self._standardise(inside) - self.scale))
         partial = torch.where(value > 0, partial, 0.0)
-        spread = torch.special.ndtr(self.scale / math.sqrt(2)) - 1
-        score = value * (2 * self.cdf(value) - 1) - 2 * self.mean * (partial + spread)
-        return score
+        spread = _bounded_exp(log_mean + log_ndtr(-self.scale / math.sqrt(2)))
+        return value * (2 * self.cdf(value) - 1) - 2 * (partial - spread)
+
+
+def _bounded_exp(exponent: Tensor) -> Tensor:
+    """The exponential, held where single precision would become infinite."""
+    return exponent.clamp_max(80.0).exp()
 
 
 class LogNormalOutput(Head):

@@ -64,7 +64,10 @@ class Mixture(UnivariateDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         logits = self.weights_logits.log_softmax(dim=-1).unbind(dim=-1)
         joint = [logit + c.log_prob(value) for logit, c in zip(logits, self.components)]
-        return torch.stack(torch.broadcast_tensors(*joint)).logsumexp(dim=0)
+        stacked = torch.stack(torch.broadcast_tensors(*joint))
+        outside = torch.isneginf(stacked).all(dim=0)
+        total = torch.where(outside, 0.0, stacked).logsumexp(dim=0)
+        return torch.where(outside, -torch.inf, total)
 
     def _cdf(self, value: Tensor) -> Tensor:
         return self._average([component.cdf(value) for component in self.components])
@@ -152,7 +155,8 @@ class MixtureOutput(Head):
         if len(components) < 2:
             raise ValueError(f"components={components!r} must be at least two heads")
         self.components = [
-            component_head(component, f"components[{i}]") for i, component in enumerate(components)
+            component_head(component, f"components[{i}]", "nll")
+            for i, component in enumerate(components)
         ]
         self.has_jumps = any(head.has_jumps for head in self.components)
         if self.has_jumps:

@@ -100,12 +100,17 @@ def of_arrays(
 def _density_of_beta(a: np.ndarray, b: np.ndarray, x: np.ndarray) -> np.ndarray:
     inside = np.clip(x, np.finfo(float).tiny, 1.0 - np.finfo(float).epsneg)
     logarithm = scipy_special.xlogy(a - 1.0, inside) + scipy_special.xlog1py(b - 1.0, -inside)
-    return np.exp(logarithm - scipy_special.betaln(a, b))
+    return _bounded_exp(logarithm - scipy_special.betaln(a, b))
 
 
 def _density_of_gamma(a: np.ndarray, x: np.ndarray) -> np.ndarray:
     inside = np.maximum(x, np.finfo(float).tiny)
-    return np.exp(scipy_special.xlogy(a - 1.0, inside) - inside - scipy_special.gammaln(a))
+    return _bounded_exp(scipy_special.xlogy(a - 1.0, inside) - inside - scipy_special.gammaln(a))
+
+
+def _bounded_exp(exponent: np.ndarray) -> np.ndarray:
+    """The exponential, held where single precision would become infinite."""
+    return np.exp(np.minimum(exponent, 80.0))
 
 
 def betainc(a: Tensor, b: Tensor, x: Tensor) -> Tensor:

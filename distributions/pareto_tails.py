@@ -7,7 +7,7 @@ from gluonts.core.component import validated
 from torch import Tensor
 from torch.distributions import constraints
 
-from .head import Head, component_head, positive
+from .head import Head, component_head
 from .univariate import UnivariateDistribution, gauss_legendre
 
 _BODY_NODES = 48
@@ -22,14 +22,16 @@ def tail_shape(raw: Tensor) -> Tensor:
 class ParetoTails(UnivariateDistribution):
     """A body up to its outer quantiles, and generalised Pareto tails beyond.
 
-    After the peaks-over-threshold model (Pickands 1975), as spliced by Ehrlich et al. (2021).
+    After the peaks-over-threshold model (Pickands 1975), as spliced by Ehrlich et al. (2021); here
+    the density is continuous, which fixes the tails' scales and without which the gradient of the
+    likelihood would lack what moves over the thresholds.
 
     Parameters
     ----------
     body
         A continuous distribution on the real line.
-    lower_scale, lower_shape, upper_scale, upper_shape
-        Of the tails; shapes in (0, 0.5).
+    lower_shape, upper_shape
+        Of the tails, in (0, 0.5): the larger, the heavier.
     tail_mass
         Probability of each tail.
     """
@@ -40,18 +42,18 @@ class ParetoTails(UnivariateDistribution):
     def __init__(
         self,
         body: UnivariateDistribution,
-        lower_scale: Tensor,
         lower_shape: Tensor,
-        upper_scale: Tensor,
         upper_shape: Tensor,
         tail_mass: float,
     ) -> None:
         self.body, self.tail_mass = body, tail_mass
-        self.lower_scale, self.lower_shape = lower_scale, lower_shape
-        self.upper_scale, self.upper_shape = upper_scale, upper_shape
+        self.breaks = (tail_mass,)
+        self.lower_shape, self.upper_shape = lower_shape, upper_shape
         levels = torch.tensor([tail_mass, 1 - tail_mass], dtype=body._like.dtype)
         self.lower, self.upper = (body.icdf(level) for level in levels.to(body._like.device))
-        super().__init__(self.lower, lower_scale)
+        self.lower_scale = tail_mass * (-body.log_prob(self.lower)).exp()
+        self.upper_scale = tail_mass * (-body.log_prob(self.upper)).exp()
+        super().__init__(self.lower, lower_shape)
 
     def _excess(self, value: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
         """Which tail a value is in, its distance from it, and that tail's scale and shape."""
@@ -153,7 +155,7 @@ class ParetoTailsOutput(Head):
         super().__init__(loss=loss, beta=beta)
         if not 0 < tail_mass < 0.5:
             raise ValueError(f"tail_mass={tail_mass} must lie between 0 and 0.5")
-        self.body = component_head(body, "body")
+        self.body = component_head(body, "body", "nll")
         if self.body.support is not constraints.real or self.body.scales_parameters:
             raise ValueError(
                 f"body={body!r} must be a continuous head on the real line, such as 'normal'"
@@ -162,22 +164,16 @@ class ParetoTailsOutput(Head):
 
     @property
     def args_dim(self) -> Dict[str, int]:
-        tails = ("lower_scale", "lower_shape", "upper_scale", "upper_shape")
+        tails = ("lower_shape", "upper_shape")
         body = {f"body.{name}": size for name, size in self.body.args_dim.items()}
         return {**dict.fromkeys(tails, 1), **body}
 
     def domain_map(self, *args: Tensor) -> Tuple[Tensor, ...]:
-        maps = positive, tail_shape, positive, tail_shape
-        tails = (into_domain(raw.squeeze(-1)) for into_domain, raw in zip(maps, args))
-        return (*tails, *self.body.domain_map(*args[len(maps) :]))
+        lower_shape, upper_shape, *body = args
+        shapes = (tail_shape(raw.squeeze(-1)) for raw in (lower_shape, upper_shape))
+        return (*shapes, *self.body.domain_map(*body))
 
     def _base_distribution(self, distr_args: Tuple[Tensor, ...]) -> ParetoTails:
-        lower_scale, lower_shape, upper_scale, upper_shape, *body = distr_args
-        return ParetoTails(
-            self.body.distribution(tuple(body)),
-            lower_scale,
-            lower_shape,
-            upper_scale,
-            upper_shape,
-            self.tail_mass,
-        )
+        lower_shape, upper_shape, *body = distr_args
+        base = self.body.distribution(tuple(body))
+        return ParetoTails(base, lower_shape, upper_shape, self.tail_mass)

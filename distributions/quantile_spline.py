@@ -13,7 +13,7 @@ from .head import Head
 from .numerics import softplus_relative
 from .univariate import UnivariateDistribution
 
-_SMALLEST = 1e-6
+_SMALLEST = 1e-4
 
 
 class QuantileSpline(UnivariateDistribution):
@@ -126,10 +126,12 @@ class QuantileSpline(UnivariateDistribution):
         # Of a piece from b to e with heights h + s (u - b), the integral of u times its height.
         squares, cubes = (end.square() - begin.square()) / 2, (end.pow(3) - begin.pow(3)) / 3
         weighted = ((heights[..., :-1] - slope * begin) * squares + slope * cubes).sum(dim=-1)
-        rest = torch.minimum(1 - at, last)
+        # Kept off 0, where x log x has no derivative.
+        tiny = torch.finfo(at.dtype).tiny
+        rest = torch.minimum((1 - at).clamp_min(tiny), last)
         high = rest * (heights[..., -1] + self.upper_tail)
         beyond = beyond + high - self.upper_tail * torch.xlogy(rest, rest / last)
-        part = torch.minimum(at, first)
+        part = torch.minimum(at.clamp_min(tiny), first)
         low = heights[..., 0] - self.lower_tail
         partial = part * low + self.lower_tail * torch.xlogy(part, part / first)
         beyond = beyond + first * low - partial
@@ -151,8 +153,8 @@ class QuantileSplineOutput(Head):
         Levels of the fixed knots, in ascending order, at least two.
     num_pieces
         Pieces between two fixed knots, whose levels are learned.
-    loss, beta
-        As for :class:`Head`; the score by default.
+    loss
+        The score; the density jumps at the knots, so that its gradient would mislead.
 
     Raises
     ------
@@ -161,6 +163,7 @@ class QuantileSplineOutput(Head):
     """
 
     distr_cls = QuantileSpline
+    losses = ("crps",)
 
     @validated()
     def __init__(
@@ -168,9 +171,8 @@ class QuantileSplineOutput(Head):
         quantiles: Optional[List[float]] = None,
         num_pieces: int = 2,
         loss: str = "crps",
-        beta: float = 0.0,
     ) -> None:
-        super().__init__(loss=loss, beta=beta)
+        super().__init__(loss=loss)
         self.quantiles = checked_levels(quantiles or _DEFAULT_LEVELS)
         if len(self.quantiles) < 2 or sorted(set(self.quantiles)) != self.quantiles:
             raise ValueError(f"quantiles={quantiles} must be at least two levels, ascending")

@@ -12,10 +12,11 @@ from torch.distributions import constraints
 
 from .head import Head, positive, real
 from .numerics import log_ndtr, of_arrays
-from .univariate import UnivariateDistribution
+from .univariate import UnivariateDistribution, moment_nodes
 
 # Beyond so many deviations there is no probability left; stands for an infinite bound.
 _FAR = 1e4
+_CANCELLATION = -5.0
 
 
 class TruncatedNormal(UnivariateDistribution):
@@ -33,8 +34,11 @@ class TruncatedNormal(UnivariateDistribution):
         self.loc, self.scale = loc, scale
         self.lower, self.upper = lower, upper
         super().__init__(loc, scale)
-        begin = (lower - loc) / scale if math.isfinite(lower) else torch.full_like(loc, -_FAR)
-        end = (upper - loc) / scale if math.isfinite(upper) else torch.full_like(loc, _FAR)
+        begin, end = (lower - loc) / scale, (upper - loc) / scale
+        if math.isinf(lower):
+            begin = end.detach().clamp_max(0.0) - _FAR
+        if math.isinf(upper):
+            end = begin.detach().clamp_min(0.0) + _FAR
         # Above the mean the mirrored law is computed, because lower tails are exact.
         self.mirrored = begin > 0
         self.begin = torch.where(self.mirrored, -end, begin)
@@ -59,7 +63,13 @@ class TruncatedNormal(UnivariateDistribution):
         at_end = torch.exp(-0.5 * end.square() - constant)
         mean = at_begin - at_end
         variance = 1 + begin * at_begin - end * at_end - mean.square()
-        return torch.clamp(mean, begin, end), variance.clamp_min(0.0)
+        # Far from the mean before the truncation these formulas cancel.
+        levels, weights = (t.to(begin.device) for t in moment_nodes(begin.dim()))
+        quantiles = of_arrays(_quantile, begin, end, levels)
+        mean_far = (weights * quantiles).sum(dim=0)
+        variance_far = (weights * (quantiles - mean_far).square()).sum(dim=0)
+        far = end < _CANCELLATION
+        return torch.where(far, mean_far, mean), torch.where(far, variance_far, variance)
 
     @property
     def mean(self) -> Tensor:
@@ -85,11 +95,13 @@ class TruncatedNormal(UnivariateDistribution):
         return torch.where(self.mirrored, 1 - probability, probability).clamp(0.0, 1.0)
 
     def _icdf(self, level: Tensor) -> Tensor:
-        level = level.to(torch.float64)
-        level = torch.where(self.mirrored, 1 - level, level)
+        asked = level.to(torch.float64)
+        level = torch.where(self.mirrored, 1 - asked, asked)
         z = of_arrays(_quantile, self.begin.to(torch.float64), self.end.to(torch.float64), level)
-        quantile = self.loc + self.scale * torch.where(self.mirrored, -z, z)
-        return quantile.clamp(self.lower, self.upper)
+        z = torch.where(self.mirrored, -z, z)
+        quantile = (self.loc + self.scale * z).clamp(self.lower, self.upper)
+        quantile = torch.where(asked <= 0, self.lower, quantile)
+        return torch.where(asked >= 1, self.upper, quantile)
 
 
 def _log_difference(larger: Tensor, smaller: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What all distributions of single numbers share."""
 
 import copy
+import itertools
 from functools import cache
 from typing import Any, Callable, ClassVar, Dict, Optional, Tuple, TypeVar, Union
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 _QUADRATURE_NODES = 16
+_MOMENT_NODES = 64
 _SMALLEST_LEVEL = 1e-10
 
 D = TypeVar("D", bound="UnivariateDistribution")
@@ -22,20 +24,41 @@ def gauss_legendre(nodes: int) -> Tuple[Tensor, Tensor]:
     return torch.from_numpy(0.5 * points + 0.5), torch.from_numpy(0.5 * weights)
 
 
-def _levels_below(split: Tensor) -> Tuple[Tensor, Tensor]:
+def moment_nodes(dimensions: int) -> Tuple[Tensor, Tensor]:
+    """Levels and weights of an integral over a quantile function, ``[node, 1, …]``, float64.
+
+    The levels crowd towards 0 and 1, where quantiles run off.
+    """
+    points, weights = gauss_legendre(_MOMENT_NODES)
+    levels = points.square() * (3.0 - 2.0 * points)
+    weights = weights * 6.0 * points * (1.0 - points)
+    shape = (-1, *[1] * dimensions)
+    return levels.reshape(shape), weights.reshape(shape)
+
+
+def _levels_below(split: Tensor, breaks: Tuple[float, ...]) -> Tuple[Tensor, Tensor]:
     """Nodes and weights of an integral over the levels from 0 to a split, ``[node, …]``.
 
     Up to one half the nodes are spread evenly; from there on over the logarithm of the distance
-    from 1, because quantiles run off as levels approach it.
+    from 1, because quantiles run off as levels approach it. Between two breaks the nodes begin
+    anew.
     """
     points, weights = gauss_legendre(_QUADRATURE_NODES)
     shape = (-1, *[1] * split.dim())
     points, weights = (t.to(split.device).reshape(shape) for t in (points, weights))
-    lower = split.clamp_max(0.5)
-    decay = torch.log(2.0 * (1.0 - split.clamp_min(0.5)))
-    distance = 0.5 * torch.exp(decay * points)
-    levels = torch.cat([lower * points, 1.0 - distance])
-    return levels, torch.cat([lower * weights, -decay * distance * weights])
+    edges = sorted({0.0, 0.5, 1.0, *breaks, *(1.0 - level for level in breaks)})
+    all_levels, all_weights = [], []
+    for begin, end in itertools.pairwise(edges):
+        low, high = split.clamp_max(begin), split.clamp_max(end)
+        if end <= 0.5:
+            all_levels.append(low + (high - low) * points)
+            all_weights.append((high - low) * weights)
+        else:
+            decay = torch.log((1.0 - high) / (1.0 - low))
+            distance = (1.0 - low) * torch.exp(decay * points)
+            all_levels.append(1.0 - distance)
+            all_weights.append(-decay * distance * weights)
+    return torch.cat(all_levels), torch.cat(all_weights)
 
 
 class UnivariateDistribution(Distribution):
@@ -56,6 +79,9 @@ class UnivariateDistribution(Distribution):
 
     # The parameters with one more dimension than ``batch_shape``.
     vector_parameters: Tuple[str, ...] = ()
+
+    # Levels where the quantile function is not smooth.
+    breaks: Tuple[float, ...] = ()
 
     # A value within the support, at which likelihoods outside are computed and thrown away.
     interior: Union[float, Tensor] = 1.0
@@ -153,10 +179,12 @@ class UnivariateDistribution(Distribution):
                 torch.broadcast_shapes(self.batch_shape, value.shape)
             )
             split = exact.cdf(value).clamp(_SMALLEST_LEVEL, 1.0 - _SMALLEST_LEVEL)
-            levels, weights = _levels_below(split)
-            mirrored, weights_above = _levels_below(1.0 - split)
+            levels, weights = _levels_below(split, self.breaks)
+            mirrored, weights_above = _levels_below(1.0 - split, self.breaks)
             nodes = exact.icdf(torch.stack([levels, 1.0 - mirrored]))
             weights = torch.stack([weights, weights_above]) * (-exact.log_prob(nodes)).exp()
+            # Where a density is infinite in double precision, hardly anything lies.
+            weights = torch.nan_to_num(weights, nan=0.0, posinf=0.0)
             # Further out than the levels reach, the cdf counts as 0 or 1.
             beyond = torch.where(
                 (split > _SMALLEST_LEVEL) & (split < 1.0 - _SMALLEST_LEVEL),
@@ -200,7 +228,7 @@ class UnivariateDistribution(Distribution):
             if not isinstance(value, Tensor):
                 return value
             if name in self.vector_parameters:
-                return value.expand(*shape, value.shape[-1]).flatten(0, -2)[elements]
+                return value.expand(*shape, value.shape[-1]).reshape(-1, value.shape[-1])[elements]
             return value.expand(shape).flatten()[elements]
 
         def select(elements: Tensor) -> D:
