@@ -13,6 +13,7 @@ from torch.distributions import Distribution, constraints
 _QUADRATURE_NODES = 16
 _MOMENT_NODES = 64
 _SMALLEST_LEVEL = 1e-10
+_LARGEST = 1e30
 
 D = TypeVar("D", bound="UnivariateDistribution")
 
@@ -183,8 +184,10 @@ class UnivariateDistribution(Distribution):
             mirrored, weights_above = _levels_below(1.0 - split, self.breaks)
             nodes = exact.icdf(torch.stack([levels, 1.0 - mirrored]))
             weights = torch.stack([weights, weights_above]) * (-exact.log_prob(nodes)).exp()
-            # Where a density is infinite in double precision, hardly anything lies.
-            weights = torch.nan_to_num(weights, nan=0.0, posinf=0.0)
+            # Where a density is infinite in double precision, hardly anything lies; far out, what
+            # single precision can hold is enough.
+            weights = torch.nan_to_num(weights, nan=0.0, posinf=0.0).clamp_max(_LARGEST)
+            nodes = nodes.clamp(-_LARGEST, _LARGEST)
             # Further out than the levels reach, the cdf counts as 0 or 1.
             beyond = torch.where(
                 (split > _SMALLEST_LEVEL) & (split < 1.0 - _SMALLEST_LEVEL),

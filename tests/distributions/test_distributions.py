@@ -105,7 +105,7 @@ def edges_of(distribution: UnivariateDistribution) -> Tensor:
     if isinstance(distribution, Mixture):
         parts = [edges_of(c) for c in distribution.components if not c.has_jumps]
         return torch.cat([part.expand(-1, 2, 3) for part in parts]).sort(dim=0).values
-    levels = torch.linspace(-12, 12, 121, dtype=torch.float64).sigmoid()
+    levels = torch.linspace(-24, 24, 241, dtype=torch.float64).sigmoid()
     edges = distribution.icdf(torch.cat([levels, levels.new_tensor([0.05, 0.95])])[:, None, None])
     for side in ("lower_bound", "upper_bound"):
         bound = float(getattr(distribution.support, side, np.inf))
