@@ -27,12 +27,12 @@ class Mixture(UnivariateDistribution):
     """
 
     interior = 0.0
-    vector_parameters = ("weights_logits",)
+    vector_parameters = ("weights_logits", "weights")
 
     def __init__(
         self, weights_logits: Tensor, components: Sequence[UnivariateDistribution]
     ) -> None:
-        self.weights_logits = weights_logits
+        self.weights_logits, self.weights = weights_logits, weights_logits.softmax(dim=-1)
         self.components = list(components)
         super().__init__(weights_logits[..., 0], *(shape_of(component) for component in components))
 
@@ -45,11 +45,8 @@ class Mixture(UnivariateDistribution):
     def has_jumps(self) -> bool:
         return any(component.has_jumps for component in self.components)
 
-    def _weights(self) -> Tuple[Tensor, ...]:
-        return self.weights_logits.softmax(dim=-1).unbind(dim=-1)
-
     def _average(self, values: Sequence[Tensor]) -> Tensor:
-        terms = [weight * value for weight, value in zip(self._weights(), values)]
+        terms = [weight * value for weight, value in zip(self.weights.unbind(dim=-1), values)]
         return sum(terms[1:], terms[0])
 
     @property
@@ -105,7 +102,7 @@ class Mixture(UnivariateDistribution):
             low = torch.where(at_jump, high, high - 1)
             start = torch.where(at_jump, high, high - 0.5)
         if not self.is_discrete:
-            tolerance = 1e-15 if self._like.dtype == torch.float64 else 1e-9
+            tolerance = 1e-15 if self._like.dtype == torch.float64 else 1e-7
             high = solve_increasing(
                 lambda chosen: mixtures(chosen)._value_and_slope,
                 level,
@@ -123,8 +120,8 @@ class Mixture(UnivariateDistribution):
         with torch.no_grad():
             shape = self._extended_shape(torch.Size(sample_shape))
             draws = [c.sample(sample_shape).expand(shape) for c in self.components]
-            weights = self.weights_logits.softmax(dim=-1).cumsum(dim=-1)[..., :-1]
-            chosen = (torch.rand((*shape, 1), device=weights.device) > weights).sum(dim=-1)
+            reached = self.weights.cumsum(dim=-1)[..., :-1]
+            chosen = (torch.rand((*shape, 1), device=reached.device) > reached).sum(dim=-1)
             return torch.stack(draws).gather(0, chosen.unsqueeze(0)).squeeze(0)
 
 
