@@ -157,11 +157,11 @@ def spliced_quantiles(distribution: ParetoTails, levels: np.ndarray) -> np.ndarr
 
 
 def normal_cdf(loc: float, scale: float, x: float) -> float:
-    return special.ndtr((x - loc) / scale)
+    return float(special.ndtr((x - loc) / scale))
 
 
 def student_t_cdf(df: float, loc: float, scale: float, x: float) -> float:
-    return special.stdtr(df, (x - loc) / scale)
+    return float(special.stdtr(df, (x - loc) / scale))
 
 
 def log_normal_cdf(loc: float, scale: float, x: float) -> float:
@@ -169,7 +169,7 @@ def log_normal_cdf(loc: float, scale: float, x: float) -> float:
 
 
 def poisson_cdf(rate: float, x: float) -> float:
-    return special.pdtr(np.floor(x), rate) if x >= 0 else 0.0
+    return float(special.pdtr(np.floor(x), rate)) if x >= 0 else 0.0
 
 
 def negative_binomial_cdf(total_count: float, failure: float, x: float) -> float:

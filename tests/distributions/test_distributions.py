@@ -7,7 +7,7 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from moecast.distributions import (
@@ -61,7 +61,11 @@ WIDEST = 40
 raws = arrays(np.float64, (2, 3, WIDEST), elements=st.floats(-3, 3))
 windows = st.none() | st.tuples(st.floats(-10, 10), st.floats(0.1, 10))
 few = settings(
-    max_examples=4, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate)
+    max_examples=4,
+    deadline=None,
+    derandomize=True,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=[HealthCheck.too_slow],
 )
 
 

@@ -47,7 +47,7 @@ ELSEWHERE = {
     **{f"model {name}": lambda name=name: (MODELS[name](), "real") for name in MODELS},
     **{
         f"head {name}": lambda name=name: (
-            next(iter(MODELS.values()))(distr_output=HEADS[name][0]()),
+            next(iter(MODELS.values()))(distr_output=HEADS[name][0]),
             HEADS[name][1],
         )
         for name in HEADS
