@@ -20,7 +20,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 import gluonts.torch as gluonts_torch
 import numpy as np
@@ -209,11 +209,7 @@ def main() -> None:
     parser.add_argument("--sets", default=",".join(SETS), help="comma-separated")
     parser.add_argument("--compare", choices=[*COMPARISONS, "baselines"], default="default")
     parser.add_argument("--seeds", default="0,1", help="comma-separated")
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--accelerator", default="cpu", help="as Lightning names it")
-    parser.add_argument("--threads", type=int, default=1, help="per process")
-    parser.add_argument("--jobs", type=int, default=1, help="processes at once")
-    parser.add_argument("--out", type=Path, help="write every run here as JSON lines")
+    add_run_arguments(parser)
     arguments = parser.parse_args()
     be_quiet()
     torch.set_num_threads(arguments.threads)
@@ -232,14 +228,30 @@ def main() -> None:
         }
         for (set_name, name), futures in pending.items():
             runs = [future.result() for future in futures]
-            if arguments.out:
-                with arguments.out.open("a") as out:
-                    for seed, run in zip(seeds, runs):
-                        line = {"set": set_name, "forecaster": name, "seed": seed, **run}
-                        out.write(json.dumps(line) + "\n")
+            append_runs(arguments.out, seeds, runs, set=set_name, forecaster=name)
             cells = [with_error([run[column] for run in runs]) for column in COLUMNS[:-1]]
             cells.append(f"{np.mean([run['train s'] for run in runs]):.1f}")
             print(f"| {set_name} | {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """How to run, for all benchmarks of accuracy."""
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--accelerator", default="cpu", help="as Lightning names it")
+    parser.add_argument("--threads", type=int, default=1, help="per process")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at once")
+    parser.add_argument("--out", type=Path, help="write every run here as JSON lines")
+
+
+def append_runs(
+    path: Optional[Path], seeds: Sequence[int], runs: Sequence[Dict[str, float]], **row: str
+) -> None:
+    """Append a row's runs to a file of JSON lines, if there is to be one."""
+    if path is None:
+        return
+    with path.open("a") as out:
+        for seed, run in zip(seeds, runs):
+            out.write(json.dumps({**row, "seed": seed, **run}) + "\n")
 
 
 def start_pool(jobs: int) -> Executor:

@@ -21,7 +21,6 @@ that those of counts hold more than their nominal share.
 """
 
 import argparse
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,17 @@ from typing import Any, Callable, Dict, List, Mapping, Sequence
 
 import numpy as np
 import torch
-from accuracy import BATCH, SETS, STEPS_PER_EPOCH, TestSet, be_quiet, start_pool, with_error
+from accuracy import (
+    BATCH,
+    SETS,
+    STEPS_PER_EPOCH,
+    TestSet,
+    add_run_arguments,
+    append_runs,
+    be_quiet,
+    start_pool,
+    with_error,
+)
 from gluonts.dataset import DataEntry
 from machine import describe_machine
 from moecast.evaluation import CRPS, BacktestResult, IntervalCoverage, backtest, load_wide
@@ -170,11 +179,7 @@ def main() -> None:
     parser.add_argument("--set", choices=[*COMPARISONS, "all"], default="all")
     parser.add_argument("--heads", nargs="+", help="only these, by name")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--accelerator", default="cpu", help="as Lightning names it")
-    parser.add_argument("--threads", type=int, default=1, help="per process")
-    parser.add_argument("--jobs", type=int, default=1, help="processes at once")
-    parser.add_argument("--out", type=Path, help="write every run here as JSON lines")
+    add_run_arguments(parser)
     arguments = parser.parse_args()
     be_quiet()
     torch.set_num_threads(arguments.threads)
@@ -199,11 +204,7 @@ def main() -> None:
             print("|---" * (2 + len(columns)) + "|", flush=True)
             for head in heads_of(name):
                 runs = [future.result() for future in pending[name, head]]
-                if arguments.out:
-                    with arguments.out.open("a") as out:
-                        for seed, run in zip(arguments.seeds, runs):
-                            line = {"set": name, "head": head, "seed": seed, **run}
-                            out.write(json.dumps(line) + "\n")
+                append_runs(arguments.out, arguments.seeds, runs, set=name, head=head)
                 cells = [with_error([run[column] for run in runs]) for column in columns]
                 cells.append(f"{np.mean([run['train s'] for run in runs]):.1f}")
                 print(f"| {head} | " + " | ".join(cells) + " |", flush=True)

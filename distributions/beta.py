@@ -69,6 +69,6 @@ def _log_beta(a: Tensor, b: Tensor) -> Tensor:
 class BetaOutput(Head):
     """Beta distribution, for shares between 0 and 1."""
 
-    parameters = {"concentration1": positive, "concentration0": positive}  # noqa: RUF012
+    parameters = {"concentration1": positive, "concentration0": positive}
     distr_cls = Beta
     scaling = "none"

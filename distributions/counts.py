@@ -256,7 +256,7 @@ class CountOutput(Head):
 class PoissonOutput(CountOutput):
     """Poisson distribution, for counts as dispersed as their mean."""
 
-    parameters = {"rate": positive}  # noqa: RUF012
+    parameters = {"rate": positive}
     distr_cls = Poisson
 
     def _scale_parameters(
@@ -278,7 +278,7 @@ class NegativeBinomialOutput(CountOutput):
         as MOIRAI does with the negative binomial of its mixture.
     """
 
-    parameters = {"total_count": positive, "logits": real}  # noqa: RUF012
+    parameters = {"total_count": positive, "logits": real}
     distr_cls = NegativeBinomial
 
     @validated()
@@ -305,7 +305,7 @@ class NegativeBinomialOutput(CountOutput):
 class ZeroInflatedNegativeBinomialOutput(CountOutput):
     """Negative binomial distribution with additional zeros, for intermittent demand."""
 
-    parameters = {**NegativeBinomialOutput.parameters, "gate_logits": real}  # noqa: RUF012
+    parameters = {**NegativeBinomialOutput.parameters, "gate_logits": real}
     distr_cls = ZeroInflated
 
     def _base_distribution(self, distr_args: Tuple[Tensor, ...]) -> ZeroInflated:

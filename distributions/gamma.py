@@ -61,6 +61,6 @@ class Gamma(UnivariateDistribution):
 class GammaOutput(Head):
     """Gamma distribution, for positive values."""
 
-    parameters = {"concentration": positive, "rate": positive}  # noqa: RUF012
+    parameters = {"concentration": positive, "rate": positive}
     distr_cls = Gamma
     scaling = "mean"

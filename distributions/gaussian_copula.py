@@ -81,11 +81,6 @@ class GaussianCopula(UnivariateDistribution):
             levels = torch.special.ndtr(draws / _deviation(factors))
             return levels.clamp(_MARGIN, 1 - _MARGIN)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Joint paths ``sample_shape + batch_shape``."""
-        with torch.no_grad():
-            return self.marginals.icdf(self.sample_levels(sample_shape))
-
 
 def _deviation(factors: Tensor) -> Tensor:
     return (1 + factors.square().sum(dim=-1)).sqrt()

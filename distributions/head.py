@@ -143,6 +143,23 @@ class Head(DistributionOutput):
             losses = losses * distribution.variance.detach() ** self.beta
         return losses
 
+    def joint_loss(
+        self,
+        target: Tensor,
+        observed: Tensor,
+        distr_args: Tuple[Tensor, ...],
+        loc: Optional[Tensor] = None,
+        scale: Optional[Tensor] = None,
+    ) -> Tensor:
+        """What the loss of a window ``[batch]`` has beyond that of its values: here nothing.
+
+        Parameters
+        ----------
+        target, observed
+            ``[batch, time, …]``; what is not observed has no influence.
+        """
+        return target.new_zeros(len(target))
+
 
 def component_head(head: Any, argument: str, loss: Optional[str] = None) -> Head:
     """A head to build another one from, from itself or its name.

@@ -35,5 +35,5 @@ class Laplace(LocationScaleDistribution):
 class LaplaceOutput(Head):
     """Laplace distribution."""
 
-    parameters = {"loc": real, "scale": positive}  # noqa: RUF012
+    parameters = {"loc": real, "scale": positive}
     distr_cls = Laplace

@@ -63,6 +63,6 @@ def _bounded_exp(exponent: Tensor) -> Tensor:
 class LogNormalOutput(Head):
     """Log-normal distribution, for positive values of many magnitudes."""
 
-    parameters = {"loc": real, "scale": positive}  # noqa: RUF012
+    parameters = {"loc": real, "scale": positive}
     distr_cls = LogNormal
     scaling = "mean"

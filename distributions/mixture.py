@@ -94,11 +94,14 @@ class Mixture(UnivariateDistribution):
         elements = exact.flattened(shape)
         level, low, high, start = (t[finite] for t in (level, low, high, start))
         numbers = finite.flatten().nonzero().squeeze(-1)
-        mixtures = lambda chosen: elements(numbers[chosen])  # noqa: E731
+
+        def mixtures(chosen: Tensor) -> "Mixture":
+            return elements(numbers[chosen])
+
         if self.has_jumps:
             low, high = low.floor() - 1, high.ceil()
             high = smallest_count(lambda chosen: mixtures(chosen).cdf, level, low, high)
-            at_jump = mixtures(torch.arange(len(level))).cdf_below(high) <= level
+            at_jump = elements(numbers).cdf_below(high) <= level
             low = torch.where(at_jump, high, high - 1)
             start = torch.where(at_jump, high, high - 0.5)
         if not self.is_discrete:

@@ -44,7 +44,7 @@ class Normal(LocationScaleDistribution):
 class NormalOutput(Head):
     """Normal distribution."""
 
-    parameters = {"loc": real, "scale": positive}  # noqa: RUF012
+    parameters = {"loc": real, "scale": positive}
     distr_cls = Normal
 
 
@@ -64,7 +64,7 @@ class NormalFixedScaleOutput(Head):
         If ``scale`` is not positive.
     """
 
-    parameters = {"loc": real}  # noqa: RUF012
+    parameters = {"loc": real}
     distr_cls = Normal
 
     @validated()

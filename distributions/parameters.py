@@ -7,7 +7,6 @@ from gluonts.torch.distributions import DistributionOutput, Output
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from .gaussian_copula import GaussianCopulaOutput
 from .head import Head
 
 _PROJECTED_FEATURES = 16
@@ -133,6 +132,6 @@ def window_loss(
     if scales_parameters(distr_output) and getattr(distr_output, "loss_name", "nll") == "crps":
         losses = losses / scale
     total = losses.flatten(1).masked_fill(missing.flatten(1), 0.0).sum(dim=1)
-    if isinstance(distr_output, GaussianCopulaOutput):
+    if isinstance(distr_output, Head):
         total = total + distr_output.joint_loss(target, observed, distr_args, *window)
     return total / observed.flatten(1).sum(dim=1).clamp_min(1.0)

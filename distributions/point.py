@@ -57,7 +57,7 @@ class PointOutput(Output):
         If ``loss`` is neither.
     """
 
-    args_dim: Dict[str, int] = {"loc": 1}  # noqa: RUF012 (GluonTS declares it so)
+    args_dim: Dict[str, int] = {"loc": 1}
 
     @validated()
     def __init__(self, loss: str = "mse") -> None:

@@ -118,5 +118,5 @@ class StudentT(UnivariateDistribution):
 class StudentTOutput(Head):
     """Student's t distribution of more than two degrees of freedom."""
 
-    parameters = {"df": above_two, "loc": real, "scale": positive}  # noqa: RUF012
+    parameters = {"df": above_two, "loc": real, "scale": positive}
     distr_cls = StudentT

@@ -138,7 +138,7 @@ class TruncatedNormalOutput(Head):
         If the upper bound is not above the lower one, or both are missing.
     """
 
-    parameters = {"loc": real, "scale": positive}  # noqa: RUF012
+    parameters = {"loc": real, "scale": positive}
     distr_cls = TruncatedNormal
     scales_parameters = True
 

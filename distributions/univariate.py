@@ -157,11 +157,12 @@ class UnivariateDistribution(Distribution):
         return any(tensor.requires_grad for tensor in tensors)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Independent draws ``sample_shape + batch_shape``."""
+        """Draws ``sample_shape + batch_shape``."""
         with torch.no_grad():
-            return self.icdf(self._uniform(sample_shape)).detach()
+            return self.icdf(self.sample_levels(sample_shape))
 
-    def _uniform(self, sample_shape: Any) -> Tensor:
+    def sample_levels(self, sample_shape: Any = ()) -> Tensor:
+        """Uniform numbers ``sample_shape + batch_shape``, float64, as dependent as draws are."""
         shape = self._extended_shape(torch.Size(sample_shape))
         level = torch.rand(shape, dtype=torch.float64, device=self._like.device)
         return level.clamp_min(torch.finfo(torch.float64).tiny)

@@ -11,7 +11,7 @@ from gluonts.torch.model.forecast import DistributionForecast
 from torch import Tensor
 from torch.distributions import Distribution
 
-from ..distributions import GaussianCopula
+from ..distributions import UnivariateDistribution
 from .calibration import Calibration
 
 _SAMPLES_FOR_QUANTILES = 1000
@@ -189,6 +189,6 @@ class BatchedDistributionForecast(DistributionForecast):
 def _levels(distribution: Distribution, num_samples: int) -> Tensor:
     """Uniform numbers ``[sample, horizon(, channel)]``, as dependent as the draws are."""
     sample_shape = torch.Size((num_samples,))
-    if isinstance(distribution, GaussianCopula):
+    if isinstance(distribution, UnivariateDistribution):
         return distribution.sample_levels(sample_shape)
     return torch.rand(sample_shape + distribution.batch_shape)
