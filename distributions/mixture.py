@@ -9,7 +9,7 @@ from torch.distributions import constraints
 
 from .head import Head, component_head
 from .numerics import smallest_count, solve_increasing
-from .univariate import UnivariateDistribution, shape_of
+from .univariate import UnivariateDistribution, expand_trailing, shape_of
 
 
 class Mixture(UnivariateDistribution):
@@ -71,6 +71,10 @@ class Mixture(UnivariateDistribution):
 
     def cdf_below(self, value: Tensor) -> Tensor:
         return self._average([component.cdf_below(value) for component in self.components])
+
+    def quadrature_edges(self) -> Tensor:
+        edges = [component.quadrature_edges() for component in self.components]
+        return torch.cat([expand_trailing(values, self.batch_shape) for values in edges])
 
     def _density(self, value: Tensor) -> Tensor:
         """Derivative of the cdf between its jumps."""

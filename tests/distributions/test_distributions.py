@@ -205,8 +205,10 @@ def test_densities_are_slopes_of_the_cdf_and_integrate_to_1(
     edges = edges_of(distribution)
     masses = integrals(lambda x: distribution.log_prob(x).exp(), edges)
     up_to = distribution.cdf(edges)
-    close(masses.cumsum(dim=0), up_to[1:] - up_to[0], rtol=0, atol=2e-5)
-    close(masses.sum(dim=0), 1.0, rtol=0, atol=5e-5)
+    # Near 0 a gamma distribution's density may be infinite, which the integral here is not for.
+    atol = 2e-4 if "gamma" in name else 2e-5
+    close(masses.cumsum(dim=0), up_to[1:] - up_to[0], rtol=0, atol=atol)
+    close(masses.sum(dim=0), 1.0, rtol=0, atol=2 * atol)
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -494,8 +496,6 @@ def score_by_definition(
 def test_the_score_is_the_integral_that_defines_it(name: str, raw: np.ndarray, window: Any) -> None:
     if name == "beta":
         raw = np.maximum(raw, -0.5)
-    if name.startswith(BY_QUADRATURE):
-        raw = raw / 2
     distribution = distribution_of(name, raw, window)
     edges = edges_of(distribution)
     spread = edges[-1] - edges[0]
@@ -503,7 +503,7 @@ def test_the_score_is_the_integral_that_defines_it(name: str, raw: np.ndarray, w
     targets = [*distribution.icdf(levels), edges[0] - 3 * spread, edges[-1] + 3 * spread]
     for target in targets:
         expected = score_by_definition(distribution, target, edges)
-        rtol = 1e-3 if name.startswith(BY_QUADRATURE) else 1e-6
+        rtol = 1e-3 if "log_normal)" in name else 1e-5 if name == "implicit_quantiles" else 1e-6
         close(distribution.crps(target), expected, rtol=rtol)
 
 
@@ -548,7 +548,7 @@ def test_the_gradient_of_the_score_is_its_slope(name: str) -> None:
     with torch.no_grad():
         slopes = torch.stack([exact(raw + s) - exact(raw - s) for s in steps], dim=-1)
     expected = slopes / (2 * step)
-    rtol = 1e-2 if by_quadrature else 1e-5
+    rtol = 1e-4 if by_quadrature else 1e-5
     close(gradient, expected, rtol=rtol, atol=rtol * float(expected.abs().max()))
 
 
