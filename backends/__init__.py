@@ -72,6 +72,35 @@ class Backend(Protocol):
         """
         ...
 
+    def gated_ffn(
+        self,
+        x_TI: Tensor,
+        weights_TK: Tensor,
+        ids_TK: Tensor,
+        expand_EIF: Tensor,
+        contract_EFO: Tensor,
+    ) -> Tensor:
+        """Apply each token's chosen feed-forwards and add the results, weighted.
+
+        A feed-forward is ``(SiLU(x @ gate) * (x @ up)) @ contract`` (Shazeer 2020), computed for
+        chosen experts only.
+
+        Parameters
+        ----------
+        x_TI, weights_TK, ids_TK
+            Tokens, and the weights and numbers of the experts that each chose.
+        expand_EIF
+            ``[E, I, 2 H]``, the gate's H columns before those of the other branch.
+        contract_EFO
+            ``[E, H, O]``.
+
+        Returns
+        -------
+        y_TO
+            ``[T, O]``.
+        """
+        ...
+
 
 def get_backend(name: Optional[str] = None) -> Backend:
     """The backend called ``name``.

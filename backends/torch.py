@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class TorchBackend:
@@ -32,6 +33,50 @@ class TorchBackend:
         weight_EI_O = weight_EIO.flatten(-3, -2)
         return weighted_TEI.flatten(-2) @ weight_EI_O + weights_TE @ bias_EO
 
+    def gated_ffn(
+        self,
+        x_TI: Tensor,
+        weights_TK: Tensor,
+        ids_TK: Tensor,
+        expand_EIF: Tensor,
+        contract_EFO: Tensor,
+    ) -> Tensor:
+        num_experts, top_k = len(expand_EIF), ids_TK.shape[-1]
+        # Tokens grouped by expert, so that each expert is one product over all that chose it.
+        ids = ids_TK.flatten()
+        order = ids.argsort(stable=True)
+        grouped = x_TI[order // top_k]
+        counts = torch.bincount(ids, minlength=num_experts)
+        gate, up = grouped_linear(grouped, expand_EIF, counts).chunk(2, dim=-1)
+        outputs = grouped_linear(F.silu(gate) * up, contract_EFO, counts)
+        position = torch.empty_like(order)
+        position[order] = torch.arange(len(order), device=order.device)
+        outputs_TKO = outputs[position].unflatten(0, (-1, top_k))
+        return torch.bmm(weights_TK.unsqueeze(1), outputs_TKO).squeeze(1)
+
     @staticmethod
     def _one_input_each(x: Tensor, weight_EIO: Tensor) -> Tensor:
         return x if x.dim() == weight_EIO.dim() else x.unsqueeze(-3)
+
+
+def grouped_linear(x: Tensor, weight_EIO: Tensor, counts_E: Tensor) -> Tensor:
+    """Consecutive groups of rows, each times a matrix of its own.
+
+    Parameters
+    ----------
+    x
+        ``[rows, I]``, the first ``counts_E[0]`` of which belong to the first expert, and so on.
+
+    Returns
+    -------
+    Tensor
+        ``[rows, O]``.
+    """
+    counts = counts_E.tolist()
+    # Unbinding keeps the gradient of the weights one stacked tensor.
+    parts = [
+        group @ weight
+        for group, weight in zip(x.split(counts), weight_EIO.unbind())
+        if len(group) or torch.is_grad_enabled()
+    ]
+    return torch.cat(parts)

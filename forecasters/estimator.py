@@ -80,7 +80,7 @@ class SharedSettings(TypedDict, total=False):
     cardinality: Optional[List[int]]
     distr_output: Union[Output, str]
     scaling: Optional[str]
-    patch_size: Union[int, str]
+    patch_size: Union[int, str, List[int]]
     lr: float
     weight_decay: float
     lr_schedule: str
@@ -128,8 +128,8 @@ class MoEEstimator(PyTorchLightningEstimator):
     scaling
         ``"std"``, ``"mean"`` or ``"none"``; ``"auto"`` takes what the head's support allows.
     patch_size
-        Steps per patch, or ``"auto"``: the network learns several sizes and each series is
-        forecast with the one that best forecasts the end of its history.
+        Steps per patch. A list, or ``"auto"`` for the frequency's: the network learns several
+        sizes and each series is forecast with the one that best forecasts the end of its history.
     lr, weight_decay
         Of AdamW; biases do not decay.
     lr_schedule
@@ -183,7 +183,7 @@ class MoEEstimator(PyTorchLightningEstimator):
         cardinality: Optional[List[int]] = None,
         distr_output: Union[Output, str] = "student_t",
         scaling: Optional[str] = "auto",
-        patch_size: Union[int, str] = 1,
+        patch_size: Union[int, str, List[int]] = 1,
         lr: float = 2e-3,
         weight_decay: float = 1.0,
         lr_schedule: str = "one_cycle",
@@ -298,7 +298,7 @@ class MoEEstimator(PyTorchLightningEstimator):
     ) -> TrainingWindows:
         return TrainingWindows(
             data,
-            self.window,
+            module.network.input_window,
             module.network.input_names,
             batch_size=self.batch_size,
             num_batches=self.num_batches_per_epoch,
@@ -314,7 +314,7 @@ class MoEEstimator(PyTorchLightningEstimator):
     ) -> ValidationWindows:
         return ValidationWindows(
             data,
-            self.window,
+            module.network.input_window,
             module.network.input_names,
             batch_size=self.batch_size,
             sampler=self.validation_sampler,
@@ -328,8 +328,21 @@ class MoEEstimator(PyTorchLightningEstimator):
         calibration: Optional[Calibration] = None,
     ) -> MoEPredictor:
         return self.predictor_class(
-            network=module.network, batch_size=self.batch_size, calibration=calibration
+            network=module.network,
+            batch_size=self.batch_size,
+            calibration=calibration,
+            **self.predictor_settings(),
         )
+
+    def predictor_settings(self) -> Dict[str, Any]:
+        """Further arguments of a model's predictor."""
+        return {}
+
+    def prepare_training(self, network: ForecastNetwork) -> None:
+        """Make a network, its first weights loaded, ready to be trained; by default it is."""
+
+    def finish_training(self, network: ForecastNetwork) -> None:
+        """Undo what :meth:`prepare_training` did, but for the weights."""
 
     def train_model(
         self,
@@ -432,10 +445,12 @@ class MoEEstimator(PyTorchLightningEstimator):
         else:
             weights = from_predictor.network.state_dict()
             load_matching(module.network, weights, "the predictor to train from")
+        self.prepare_training(module.network)
         if ckpt_path is not None:
             saved = torch.load(ckpt_path, map_location="cpu", weights_only=True)
             load_matching(module, saved["state_dict"], f"ckpt_path={ckpt_path!r}")
         trainer = self._fit(module, training, validation, ckpt_path)
+        self.finish_training(module.network)
         return module.eval(), trainer
 
     def _fit(
@@ -486,30 +501,40 @@ class MoEEstimator(PyTorchLightningEstimator):
         return trainer
 
 
-def takes_shared_settings(init: Callable[..., None]) -> Callable[..., None]:
+def takes_shared_settings(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Complete ``__init__(self, …, **shared)`` with :class:`MoEEstimator`'s settings.
 
     The constructor then validates and converts all of them as GluonTS's ``validated`` does, and
     its signature names them, so that command lines and hyperparameters know each.
+
+    Parameters
+    ----------
+    **defaults
+        Shared settings that this model has another default of.
     """
-    own = [
-        parameter
-        for parameter in inspect.signature(init).parameters.values()
-        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-    ]
-    names = {parameter.name for parameter in own}
-    shared = [
-        parameter
-        for parameter in inspect.signature(MoEEstimator.__init__).parameters.values()
-        if parameter.name not in names
-    ]
 
-    @functools.wraps(init)
-    def complete(self: MoEEstimator, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **kwargs)
+    def decorate(init: Callable[..., None]) -> Callable[..., None]:
+        own = [
+            parameter
+            for parameter in inspect.signature(init).parameters.values()
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+        names = {parameter.name for parameter in own}
+        shared = [
+            parameter.replace(default=defaults.get(parameter.name, parameter.default))
+            for parameter in inspect.signature(MoEEstimator.__init__).parameters.values()
+            if parameter.name not in names
+        ]
 
-    complete.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
-    return validated()(complete)
+        @functools.wraps(init)
+        def complete(self: MoEEstimator, *args: Any, **kwargs: Any) -> None:
+            init(self, *args, **kwargs)
+
+        signature = inspect.Signature([*own, *shared])
+        complete.__signature__ = signature  # type: ignore[attr-defined]
+        return validated()(complete)
+
+    return decorate
 
 
 def default_context_length(freq: str, prediction_length: int) -> int:

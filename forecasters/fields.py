@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, Dict, Mapping, Tuple
+from typing import Any, Dict, Mapping, Optional, Tuple
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ class WindowConfig(FrozenSettings):
     Parameters
     ----------
     freq
-        Frequency of the series, a pandas alias.
+        Frequency of the series, a pandas alias; ``None`` for that of each series' start.
     prediction_length
         Number of steps to forecast, H.
     context_length
@@ -65,7 +65,7 @@ class WindowConfig(FrozenSettings):
         If a length is not positive, a number negative, or the frequency unknown.
     """
 
-    freq: str
+    freq: Optional[str]
     prediction_length: int
     context_length: int
     lead_time: int = 0
@@ -76,7 +76,8 @@ class WindowConfig(FrozenSettings):
     cardinality: Tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        parse_frequency(self.freq)
+        if self.freq is not None:
+            parse_frequency(self.freq)
         for name in ("prediction_length", "context_length", "target_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")

@@ -2,7 +2,7 @@
 
 import warnings
 from functools import lru_cache
-from typing import Any, List
+from typing import Any, List, Optional
 
 import pandas as pd
 from gluonts.time_feature import TimeFeature, time_features_from_frequency_str
@@ -81,19 +81,28 @@ def same_frequency(freq: str, offset: offsets.BaseOffset) -> bool:
     return unit == _GRANULARITIES[type(expected)] and offset.n == expected.n
 
 
-def to_period(start: Any, freq: str) -> pd.Period:
+def to_period(start: Any, freq: Optional[str]) -> pd.Period:
     """A series' start as a period.
 
     Parameters
     ----------
     start
         A period, which keeps its own frequency, or a timestamp or string, which takes ``freq``.
+    freq
+        ``None`` takes periods of any frequency, and nothing else.
 
     Raises
     ------
     ValueError
         If ``start`` is a period of another frequency, or no point in time at all.
     """
+    if freq is None:
+        if isinstance(start, pd.Period):
+            return start
+        raise ValueError(
+            f"start={start!r} is no period, and there is no freq to make it one: give freq, or "
+            "series that start with a pandas.Period"
+        )
     if isinstance(start, pd.Period):
         if not same_frequency(freq, start.freq):
             raise ValueError(
@@ -114,12 +123,14 @@ def to_period(start: Any, freq: str) -> pd.Period:
 
 
 @lru_cache(maxsize=256)
-def time_features(freq: str) -> List[TimeFeature]:
+def time_features(freq: Optional[str]) -> List[TimeFeature]:
     """GluonTS's time features of a frequency, coarser units only, each within [-0.5, 0.5].
 
     For hours these are the four that MoLE's calendar router reads (Ni et al. 2024, section 3.2).
-    Below one second, and for years, there are none.
+    Below one second, for years, and for no frequency there are none.
     """
+    if freq is None:
+        return []
     offset = parse_frequency(freq)
     if granularity(freq) in ("millisecond", "microsecond", "nanosecond"):
         return []

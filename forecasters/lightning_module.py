@@ -68,10 +68,8 @@ class ForecastModule(pl.LightningModule):
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         try:
-            output = self.network.outputs(batch, self._draw_patch_size())
-            loss = self.network.loss(
-                output, batch["future_target"], batch["future_observed_values"]
-            ).mean()
+            losses, routings = self.network.window_losses(batch, self._draw_patch_size())
+            loss = losses.mean()
         except ValueError as error:
             # torch's distributions refuse the arguments that NaN weights give.
             if all(parameter.isfinite().all() for parameter in self.network.parameters()):
@@ -79,8 +77,8 @@ class ForecastModule(pl.LightningModule):
             raise self._diverged("a weight", "NaN or infinite") from error
         self._remember("train_loss", loss)
         total = loss
-        if any(routing.is_sparse for routing in output.routings.values()):
-            balance = total_balance_loss(output.routings)
+        if any(routing.is_sparse for routing in routings.values()):
+            balance = total_balance_loss(routings)
             self._remember("balance_loss", balance)
             total = loss + self.optimizer_config.aux_weight * balance
         if self.trainer.is_last_batch:
@@ -134,11 +132,7 @@ class ForecastModule(pl.LightningModule):
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """Mean loss over the patch sizes, so that it does not depend on a draw."""
         losses = [
-            self.network.loss(
-                self.network.outputs(batch, patch_size),
-                batch["future_target"],
-                batch["future_observed_values"],
-            ).mean()
+            self.network.window_losses(batch, patch_size)[0].mean()
             for patch_size in self.network.patch_sizes
         ]
         loss = torch.stack(losses).mean()

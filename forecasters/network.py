@@ -76,13 +76,28 @@ class ForecastNetwork(nn.Module):
     def patch_sizes(self) -> Tuple[int, ...]:
         return self.config.patch_sizes
 
+    @property
+    def input_window(self) -> WindowConfig:
+        """What is cut from a series for this network."""
+        return self.window
+
+    def draws_paths(self, patch_size: int) -> bool:
+        """Whether a forecast is a set of paths, instead of a distribution of each step."""
+        return False
+
+    def sample_paths(
+        self, inputs: Mapping[str, Tensor], patch_size: int, num_samples: int
+    ) -> Tuple[Tensor, Dict[str, Routing]]:
+        """Paths ``[sample, batch, horizon, channel]``, and the routers' decisions."""
+        raise NotImplementedError
+
     @cached_property
     def input_names(self) -> Tuple[str, ...]:
         return tuple(self.describe_inputs())
 
     def describe_inputs(self, batch_size: int = 1) -> InputSpec:
         """Names, shapes and types of the inputs, in the order :meth:`forward` takes them."""
-        window = self.window
+        window = self.input_window
         context, channels = window.context_length, window.target_dim
         both = context + window.prediction_length
         shapes: Dict[str, Tuple[int, ...]] = {
@@ -130,6 +145,21 @@ class ForecastNetwork(nn.Module):
         inputs = {**dict(zip(self.input_names, args)), **kwargs}
         output = self.outputs(inputs)
         return output.distr_args, output.loc, output.scale
+
+    def window_losses(
+        self, batch: Mapping[str, Tensor], patch_size: int
+    ) -> Tuple[Tensor, Dict[str, Routing]]:
+        """The loss of each window ``[batch]``, and the routers' decisions.
+
+        Parameters
+        ----------
+        batch
+            The inputs, and ``future_target`` and ``future_observed_values`` ``[batch, horizon,
+            channel]``.
+        """
+        output = self.outputs(batch, patch_size)
+        future = batch["future_target"], batch["future_observed_values"]
+        return self.loss(output, *future), output.routings
 
     def loss(
         self, output: NetworkOutput, future_target: Tensor, future_observed_values: Tensor

@@ -4,7 +4,7 @@ As in MOIRAI (Woo et al. 2024, appendix B): each series holds out the last ``pre
 steps of its history, every candidate forecasts them, and the likeliest is taken.
 """
 
-from typing import List, Sequence, Tuple, Union
+from typing import Any, List, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -50,14 +50,14 @@ def candidate_patch_sizes(freq: str, context_length: int) -> Tuple[int, ...]:
 
 
 def resolve_patch_sizes(
-    patch_size: Union[int, str], freq: str, context_length: int
+    patch_size: Union[int, str, Sequence[int]], freq: str, context_length: int
 ) -> Tuple[int, ...]:
     """The patch sizes a network has weights for.
 
     Parameters
     ----------
     patch_size
-        A number, or ``"auto"`` for 1 (no patches) and the frequency's candidates.
+        A number, several, or ``"auto"`` for 1 (no patches) and the frequency's candidates.
 
     Raises
     ------
@@ -66,13 +66,17 @@ def resolve_patch_sizes(
     """
     if patch_size == "auto":
         return tuple(sorted({1, *candidate_patch_sizes(freq, context_length)}))
-    if isinstance(patch_size, bool) or not isinstance(patch_size, int):
-        raise ValueError(f"patch_size={patch_size!r} must be a whole number or 'auto'")
-    if not 1 <= patch_size <= context_length:
-        raise ValueError(
-            f"patch_size={patch_size} must lie between 1 and context_length={context_length}"
-        )
-    return (patch_size,)
+    sizes: List[Any] = list(patch_size) if isinstance(patch_size, (list, tuple)) else [patch_size]
+    for size in sizes:
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise ValueError(f"patch_size={size!r} must be a whole number or 'auto'")
+        if not 1 <= size <= context_length:
+            raise ValueError(
+                f"patch_size={size} must lie between 1 and context_length={context_length}"
+            )
+    if not sizes:
+        raise ValueError("patch_size=[] must hold at least one size")
+    return tuple(sorted(set(sizes)))
 
 
 def fold(series_L: Tensor, patch_size: int) -> Tensor:

@@ -36,8 +36,6 @@ from .patching import best_patch_sizes
 from .serialization import ModelFolder
 from .windows import Batch, SeriesArrays, history_ends
 
-_DEFAULT_NUM_SAMPLES = 100
-
 P = TypeVar("P", bound="MoEPredictor")
 
 
@@ -54,6 +52,8 @@ class MoEPredictor(PyTorchPredictor):
         ``"auto"`` for CUDA where there is one, or any torch device.
     calibration
         Corrects quantile levels; see :class:`moecast.forecasters.calibration.Calibration`.
+    num_samples
+        Samples of each forecast that is made of samples, unless :meth:`predict` is told a number.
 
     Attributes
     ----------
@@ -68,8 +68,12 @@ class MoEPredictor(PyTorchPredictor):
         batch_size: int = 32,
         device: str = "auto",
         calibration: Any = None,
+        num_samples: int = 100,
     ) -> None:
         assert isinstance(network, ForecastNetwork)
+        if num_samples < 1:
+            raise ValueError(f"num_samples={num_samples} must be at least 1")
+        self.num_samples = num_samples
         super().__init__(
             input_names=list(network.input_names),
             prediction_net=network,
@@ -102,7 +106,7 @@ class MoEPredictor(PyTorchPredictor):
             Entries with the fields that the model was trained with; ``feat_dynamic_real`` must
             reach over lead time and horizon.
         num_samples
-            Number of samples, for heads whose forecasts are samples.
+            Number of samples, for forecasts that are made of samples.
 
         Yields
         ------
@@ -127,17 +131,22 @@ class MoEPredictor(PyTorchPredictor):
         network, window = self.network, self.network.window
         several = len(network.patch_sizes) > 1
         series = history_ends(
-            entries, position, window, held_out=window.future_length if several else 0
+            entries,
+            position,
+            network.input_window,
+            held_out=window.future_length if several else 0,
         )
         with torch.inference_mode():
             inputs = self._inputs(series, held_out=0)
             first = network.patch_sizes[0]
             chosen = self._choose_patch_sizes(series) if several else [first] * len(entries)
-            output = self._forward_by_patch_size(inputs, chosen)
             samples: Optional[np.ndarray] = None
-            if network.parameter_head.projection is not None:
-                samples = self._sample(inputs, chosen, num_samples or _DEFAULT_NUM_SAMPLES)
-        self.expert_usage.update(output.routings)
+            if any(network.draws_paths(patch_size) for patch_size in network.patch_sizes):
+                samples = self._paths(inputs, chosen, num_samples or self.num_samples)
+            elif network.parameter_head.projection is not None:
+                samples = self._sample(inputs, chosen, num_samples or self.num_samples)
+            else:
+                output = self._forward_by_patch_size(inputs, chosen)
         described = [
             {
                 "start_date": entry_start + length + window.lead_time,
@@ -176,24 +185,47 @@ class MoEPredictor(PyTorchPredictor):
         scored = torch.from_numpy(usable).to(target.device) & observed.any(dim=1).any(dim=-1)
         losses = []
         for patch_size in network.patch_sizes:
-            output = network.outputs(held_out, patch_size)
-            loss = network.loss(output, target, observed)
+            loss, _ = network.window_losses(held_out, patch_size)
             losses.append(torch.where(scored, loss, torch.full_like(loss, torch.inf)))
         return best_patch_sizes(losses, network.patch_sizes)
 
-    def _forward_by_patch_size(self, inputs: Batch, chosen: List[int]) -> NetworkOutput:
-        """One pass for each patch size that was chosen, over the series that chose it."""
-        if len(set(chosen)) == 1:
-            return self.network.outputs(inputs, chosen[0])
+    def _by_patch_size(
+        self, inputs: Batch, chosen: List[int]
+    ) -> Tuple[List[Tuple[int, Batch]], Tensor]:
+        """The rows that chose each patch size, and the order that puts them back."""
         rows_of: Dict[int, List[int]] = {}
         for row, patch_size in enumerate(chosen):
             rows_of.setdefault(patch_size, []).append(row)
-        outputs = []
-        for patch_size, rows in rows_of.items():
-            part = {name: tensor[rows] for name, tensor in inputs.items()}
-            outputs.append(self.network.outputs(part, patch_size))
+        if len(rows_of) == 1:
+            return [(chosen[0], inputs)], torch.arange(len(chosen), device=self.device)
+        parts = [
+            (patch_size, {name: tensor[rows] for name, tensor in inputs.items()})
+            for patch_size, rows in rows_of.items()
+        ]
         order = torch.tensor([row for rows in rows_of.values() for row in rows]).argsort()
-        return _join(outputs, order.to(self.device))
+        return parts, order.to(self.device)
+
+    def _forward_by_patch_size(self, inputs: Batch, chosen: List[int]) -> NetworkOutput:
+        """One pass for each patch size that was chosen, over the series that chose it."""
+        parts, order = self._by_patch_size(inputs, chosen)
+        outputs = []
+        for patch_size, part in parts:
+            outputs.append(self.network.outputs(part, patch_size))
+            self.expert_usage.update(outputs[-1].routings)
+        return outputs[0] if len(outputs) == 1 else _join(outputs, order)
+
+    def _paths(self, inputs: Batch, chosen: List[int], num_samples: int) -> np.ndarray:
+        """Paths ``[sample, batch, horizon(, channel)]`` that the network draws patch by patch."""
+        parts, order = self._by_patch_size(inputs, chosen)
+        drawn = []
+        for patch_size, part in parts:
+            paths, routings = self.network.sample_paths(part, patch_size, num_samples)
+            self.expert_usage.update(routings)
+            drawn.append(paths)
+        samples = torch.cat(drawn, dim=1)[:, order]
+        return (
+            (samples.squeeze(-1) if self.network.window.target_dim == 1 else samples).cpu().numpy()
+        )
 
     def _forecasts(
         self,
@@ -291,17 +323,11 @@ def _join(outputs: List[NetworkOutput], order: Tensor) -> NetworkOutput:
     def join(parts: Iterable[Tensor]) -> Tensor:
         return torch.cat(list(parts))[order]
 
-    first = outputs[0]
     return NetworkOutput(
         tuple(join(parts) for parts in zip(*(output.distr_args for output in outputs))),
         join(output.loc for output in outputs),
         join(output.scale for output in outputs),
-        {
-            name: type(routing)(
-                *(join(parts) for parts in zip(*(output.routings[name] for output in outputs)))
-            )
-            for name, routing in first.routings.items()
-        },
+        {},
     )
 
 

@@ -5,10 +5,11 @@ from typing import Tuple
 import torch
 from torch import Tensor, nn
 
-SCALINGS = ("std", "mean", "none")
+SCALINGS = ("regularised_std", "std", "mean", "none")
 
 _RELATIVE_FLOOR = 1e-6
 _ABSOLUTE_FLOOR = 1e-8
+_ADDED_VARIANCE = 1e-5
 
 
 class WindowScaler(nn.Module):
@@ -18,7 +19,8 @@ class WindowScaler(nn.Module):
     ----------
     scaling
         ``"std"`` subtracts the mean and divides by the standard deviation, ``"mean"`` divides by
-        the mean absolute value, ``"none"`` leaves the values as they are.
+        the mean absolute value, ``"none"`` leaves the values as they are. ``"regularised_std"``
+        is MOIRAI's: as ``"std"``, in double precision, of the sample variance plus 1e-5.
 
     Raises
     ------
@@ -48,22 +50,35 @@ class WindowScaler(nn.Module):
             ``[batch, time, channel]`` and twice ``[batch, 1, channel]``. The scale of a constant
             window is its level, so that a forecast's spread stays within reach of the data.
         """
+        loc, scale = self.moments(past_target, past_observed_values)
+        return (past_target - loc) / scale, loc, scale
+
+    def moments(self, past_target: Tensor, past_observed_values: Tensor) -> Tuple[Tensor, Tensor]:
+        """Location and scale, see :meth:`forward`."""
         if self.scaling == "none":
-            return (
-                past_target,
-                torch.zeros_like(past_target[:, :1]),
-                torch.ones_like(past_target[:, :1]),
-            )
+            return torch.zeros_like(past_target[:, :1]), torch.ones_like(past_target[:, :1])
+        if self.scaling == "regularised_std":
+            return _regularised_moments(past_target, past_observed_values)
         count = past_observed_values.sum(dim=1, keepdim=True)
         weights = torch.where(count > 0, past_observed_values / count, 1.0 / past_target.shape[1])
         if self.scaling == "std":
             loc = (past_target * weights).sum(dim=1, keepdim=True)
-            centred, level = past_target - loc, loc.abs()
-            scale = (centred.square() * weights).sum(dim=1, keepdim=True).sqrt()
+            level = loc.abs()
+            scale = ((past_target - loc).square() * weights).sum(dim=1, keepdim=True).sqrt()
         else:
             level = (past_target.abs() * weights).sum(dim=1, keepdim=True)
-            centred, loc, scale = past_target, torch.zeros_like(level), level
+            loc, scale = torch.zeros_like(level), level
         floor = (_RELATIVE_FLOOR * level).clamp_min(_ABSOLUTE_FLOOR)
         fallback = torch.where(level > _ABSOLUTE_FLOOR, level, 1.0)
-        scale = torch.where(scale > floor, scale, fallback)
-        return centred / scale, loc, scale
+        return loc, torch.where(scale > floor, scale, fallback)
+
+
+def _regularised_moments(values: Tensor, observed: Tensor) -> Tuple[Tensor, Tensor]:
+    """Mean and deviation ``[batch, 1, channel]``, the variance of at least 1e-5."""
+    exact, weights = values.to(torch.float64), observed.to(torch.float64)
+    count = weights.sum(dim=1, keepdim=True)
+    loc = (exact * weights).sum(dim=1, keepdim=True) / count.clamp_min(1.0)
+    loc = torch.where(count > 0, loc, exact.mean(dim=1, keepdim=True))
+    squares = ((exact - loc).square() * weights).sum(dim=1, keepdim=True)
+    scale = (squares / (count - 1.0).clamp_min(1.0) + _ADDED_VARIANCE).sqrt()
+    return loc.to(values.dtype), scale.to(values.dtype)

@@ -3,13 +3,13 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any, Iterator, Tuple, Type, TypeVar, Union
+from typing import Any, Dict, Iterator, List, Mapping, Tuple, Type, TypeVar, Union
 
 import safetensors.torch
 from gluonts.core.serde import load_json
 from gluonts.torch.distributions import Output
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 T = TypeVar("T")
 
@@ -120,13 +120,26 @@ def load_matching(network: nn.Module, weights: Any, origin: str) -> None:
     ValueError
         If names or shapes differ.
     """
-    expected = network.state_dict()
-    missing = sorted(expected.keys() - weights.keys())
-    unknown = sorted(weights.keys() - expected.keys())
+    check_weights(_shapes(network.state_dict()), _shapes(weights), origin)
+    network.load_state_dict(weights)
+
+
+def check_weights(
+    expected: Mapping[str, List[int]], found: Mapping[str, List[int]], origin: str
+) -> None:
+    """Compare names and shapes of weights.
+
+    Raises
+    ------
+    ValueError
+        If they differ.
+    """
+    missing = sorted(expected.keys() - found.keys())
+    unknown = sorted(found.keys() - expected.keys())
     reshaped = [
-        f"{name} {list(weights[name].shape)} instead of {list(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in weights and weights[name].shape != tensor.shape
+        f"{name} {found[name]} instead of {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
     ]
     problems = [
         f"{what} {', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
@@ -135,7 +148,10 @@ def load_matching(network: nn.Module, weights: Any, origin: str) -> None:
     ]
     if problems:
         raise ValueError(f"the weights of {origin} do not fit the network: {'; '.join(problems)}")
-    network.load_state_dict(weights)
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> Dict[str, List[int]]:
+    return {name: list(tensor.shape) for name, tensor in weights.items()}
 
 
 def _encoded_objects(encoded: Any) -> Iterator[Tuple[str, str]]:

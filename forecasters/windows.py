@@ -235,6 +235,7 @@ class SeriesArrays:
 
         Overlapping series share their rows, so that the table is as long as the time they span.
         """
+        assert self.config.freq is not None
         multiple = parse_frequency(self.config.freq).n
         before, after = self.config.context_length, self.config.future_length
         # Periods of one anchor and phase lie on one grid; elsewhere a row would be another time.

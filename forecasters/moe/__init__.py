@@ -1,11 +1,13 @@
 """The mixture-of-experts core that all models share: routers, expert banks, balance."""
 
 from .balance import ExpertUsage, balance_loss, total_balance_loss
-from .experts import LinearExperts, ResidualMLPExperts
-from .routers import MLPRouter, Router, Routing, check_routing
+from .experts import GatedExperts, LinearExperts, ResidualMLPExperts
+from .routers import CentroidRouter, MLPRouter, Router, Routing, check_routing
 
 __all__ = [
+    "CentroidRouter",
     "ExpertUsage",
+    "GatedExperts",
     "LinearExperts",
     "MLPRouter",
     "ResidualMLPExperts",

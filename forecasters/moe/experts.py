@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...backends import Backend, get_backend
+from .routers import Routing
 
 
 class LinearExperts(nn.Module):
@@ -89,3 +90,45 @@ class ResidualMLPExperts(nn.Module):
         hidden = F.dropout(F.relu(self.expand(x)), self.dropout, self.training)
         change_ETI = self.contract(hidden)
         return change_ETI + (x if x.dim() == change_ETI.dim() else x.unsqueeze(-3))
+
+
+class GatedExperts(nn.Module):
+    """E gated feed-forwards without bias, of which each token is sent through its chosen ones.
+
+    Parameters
+    ----------
+    num_experts, features, hidden_features
+        E, I, and the width H of the gated layer.
+    dropout
+        Probability that a number of the output is dropped in training.
+    backend
+        As for :class:`LinearExperts`.
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        features: int,
+        hidden_features: int,
+        dropout: float = 0.0,
+        backend: Optional[Backend] = None,
+    ) -> None:
+        super().__init__()
+        self.expand = nn.Parameter(torch.empty(num_experts, features, 2 * hidden_features))
+        self.contract = nn.Parameter(torch.empty(num_experts, hidden_features, features))
+        self.dropout = dropout
+        self.backend = backend or get_backend()
+        for weight in (self.expand, self.contract):
+            bound = 1.0 / math.sqrt(weight.shape[1])
+            nn.init.uniform_(weight, -bound, bound)
+
+    def forward(self, x_TI: Tensor, routing: Routing) -> Tensor:
+        """``[…, I]`` for tokens ``[…, I]`` and what their router decided."""
+        mixed = self.backend.gated_ffn(
+            x_TI.flatten(0, -2),
+            routing.weights_TK.flatten(0, -2),
+            routing.ids_TK.flatten(0, -2),
+            self.expand,
+            self.contract,
+        )
+        return F.dropout(mixed.view_as(x_TI), self.dropout, self.training)

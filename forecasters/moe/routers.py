@@ -153,6 +153,37 @@ class MLPRouter(Router):
         return values.unflatten(-1, (self.num_channels, self.num_experts))
 
 
+class CentroidRouter(Router):
+    """Scores experts by the distance of a token to their centroids, the farthest highest.
+
+    MOIRAI-MoE (Liu et al. 2024, section 3.2.2) means the nearest, but its published weights were
+    trained with the farthest, which is therefore what a router here does.
+
+    Parameters
+    ----------
+    in_features
+        Number of features of a token, F.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_experts: int,
+        top_k: Optional[int] = None,
+        head_dropout: float = 0.0,
+        backend: Optional[Backend] = None,
+    ) -> None:
+        super().__init__(num_experts, top_k, head_dropout, backend)
+        # Double precision, as published, so that reading and writing changes nothing.
+        centroids = torch.randn(num_experts, in_features, dtype=torch.float64)
+        self.centroids_EF = nn.Parameter(centroids)
+
+    def logits(self, features_TF: Tensor) -> Tensor:
+        centroids_EF = self.centroids_EF.to(features_TF.dtype)
+        distances = torch.cdist(features_TF.flatten(0, -2), centroids_EF)
+        return distances.unflatten(0, features_TF.shape[:-1])
+
+
 def check_routing(num_experts: int, top_k: Optional[int], head_dropout: float) -> None:
     """Refuse routing settings that cannot work.
 

@@ -68,7 +68,7 @@ class MoLEEstimator(MoEEstimator):
 
     predictor_class = MoLEPredictor
 
-    @takes_shared_settings
+    @takes_shared_settings()
     def __init__(
         self,
         freq: str,

@@ -18,7 +18,7 @@ from gluonts.torch.distributions import (
 )
 from gluonts.torch.distributions import QuantileOutput as GluonTSQuantileOutput
 from moecast.distributions import HEADS as SHORT_NAMES
-from moecast.forecasters import MoEEstimator, MoEPredictor, MoLEEstimator
+from moecast.forecasters import MoEEstimator, MoEPredictor, MoiraiMoEEstimator, MoLEEstimator
 
 FREQ = "h"
 HORIZON = 4
@@ -56,6 +56,24 @@ def mole(**own: Any) -> Factory:
     return make
 
 
+def moirai_moe(**own: Any) -> Factory:
+    """A factory of tiny MOIRAI-MoE estimators; what the caller gives wins."""
+    tiny = {
+        "d_model": 16,
+        "d_ff": 8,
+        "num_layers": 2,
+        "num_heads": 2,
+        "num_experts": 4,
+        "patch_size": 4,
+        "num_samples": 20,
+    }
+
+    def make(**overrides: Any) -> MoiraiMoEEstimator:
+        return MoiraiMoEEstimator(**{**SHARED, **tiny, **own, **overrides})
+
+    return make
+
+
 MODELS: dict[str, Factory] = {
     "mole rmlp": mole(),
     "mole dlinear calendar": mole(
@@ -64,6 +82,8 @@ MODELS: dict[str, Factory] = {
     # Hours have candidates from 32 steps on, of which two must fit into the context.
     "mole patch auto": mole(expert="rlinear", patch_size="auto", context_length=64),
     "mole top-2 noisy": mole(top_k=2, noisy_routing=True),
+    "moirai-moe": moirai_moe(),
+    "moirai-moe paths": moirai_moe(patch_size=[2, 4]),
 }
 
 # Each head with the kind of series it is for. Every short name is there, with arguments where
