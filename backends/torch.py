@@ -72,6 +72,10 @@ def grouped_linear(x: Tensor, weight_EIO: Tensor, counts_E: Tensor) -> Tensor:
     Tensor
         ``[rows, O]``.
     """
+    if torch.jit.is_tracing():
+        # A trace may not depend on how many rows each expert has.
+        ids = torch.repeat_interleave(counts_E, output_size=len(x))
+        return (x.unsqueeze(-2) @ weight_EIO[ids]).squeeze(-2)
     counts = counts_E.tolist()
     # Unbinding keeps the gradient of the weights one stacked tensor.
     parts = [

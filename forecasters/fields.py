@@ -269,8 +269,8 @@ def _check_lengths(
         if forecast and name == FEAT_DYNAMIC_REAL:
             needed += config.future_length
             reason = (
-                f"known over the target ({history} steps), lead_time={config.lead_time} "
-                f"and prediction_length={config.prediction_length}: add its future values"
+                f"known over the target ({history} steps) and the {config.future_length} steps "
+                "of lead_time and prediction_length: add its future values"
             )
         if length < needed:
             raise ValueError(

@@ -36,6 +36,7 @@ class MoiraiMoEConfig(FrozenSettings):
     attention_dropout: float = 0.0
     # Patch sizes that the network has weights for, of which ``patch_sizes`` are forecast with.
     trained_patch_sizes: Tuple[int, ...] = ()
+    covariates_ahead: bool = False
     decoding: str = "cached"
     gradient_checkpointing: bool = False
     backend: str = "auto"

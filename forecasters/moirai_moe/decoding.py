@@ -97,7 +97,7 @@ class PathSampler:
         patches = self.context.patches
         if FEAT_DYNAMIC_REAL not in self.inputs:
             return patches.new_zeros(len(patches), self.num_future, 0, self.patch_size)
-        scaled = self.network.scaled_covariates(self.inputs[FEAT_DYNAMIC_REAL], self.patch_size)
+        scaled = self.network.known_covariates(self.inputs, self.patch_size)
         future = scaled[:, patches.shape[1] * self.patch_size :]
         return future.unflatten(1, (-1, self.patch_size)).transpose(-1, -2)
 

@@ -20,7 +20,10 @@ _FROM_SCRATCH: Dict[str, Any] = {
     "top_k": 2,
     "max_seq_len": 512,
     "dropout": 0.0,
+    "covariates_ahead": True,
 }
+# What fine-tuning may have otherwise than the checkpoint.
+_FREE = ("dropout", "covariates_ahead")
 
 
 class MoiraiMoEEstimator(MoEEstimator):
@@ -45,6 +48,10 @@ class MoiraiMoEEstimator(MoEEstimator):
         The most patches that context and horizon may have (default: 512).
     dropout
         Probability that a number is dropped behind attention and experts (default: 0).
+    covariates_ahead
+        Whether a token reads the known covariates of the patch after it, which it tells, instead
+        of its own patch's (default: from scratch, not in fine-tuning, because published models
+        read their own; the first patch of their forecasts thus knows no future covariates).
     decoding
         How horizons of several patches are drawn: ``"cached"`` or ``"reencode"``; see
         :mod:`moecast.forecasters.moirai_moe.decoding`.
@@ -92,6 +99,7 @@ class MoiraiMoEEstimator(MoEEstimator):
         top_k: Optional[int] = None,
         max_seq_len: Optional[int] = None,
         dropout: Optional[float] = None,
+        covariates_ahead: Optional[bool] = None,
         decoding: str = "cached",
         num_samples: int = 100,
         tuning: str = "full",
@@ -113,15 +121,16 @@ class MoiraiMoEEstimator(MoEEstimator):
                 "top_k": top_k,
                 "max_seq_len": max_seq_len,
                 "dropout": dropout,
+                "covariates_ahead": covariates_ahead,
             }.items()
             if value is not None
         }
         architecture = {**_FROM_SCRATCH, **given}
         if checkpoint is not None:
             fixed = checkpoint.settings
-            architecture = {**fixed, **{n: v for n, v in given.items() if n == "dropout"}}
+            architecture = {**fixed, **{n: v for n, v in given.items() if n in _FREE}}
             for name, value in given.items():
-                if name != "dropout" and value != fixed[name]:
+                if name not in _FREE and value != fixed[name]:
                     raise ValueError(
                         f"{name}={value} contradicts pretrained={pretrained!r}, which has "
                         f"{fixed[name]}: leave it out"
@@ -137,7 +146,7 @@ class MoiraiMoEEstimator(MoEEstimator):
             self.patch_sizes = longer if patch_size == "auto" and longer else self.patch_sizes
             architecture["trained_patch_sizes"] = self.patch_sizes
             architecture["distr_output"] = self.distr_output
-            architecture["scaling"] = "regularised_std" if self.scaling == "std" else self.scaling
+            architecture["scaling"] = self.scaling
         if tuning not in TUNINGS:
             raise ValueError(f"tuning={tuning!r} is unknown: choose one of {', '.join(TUNINGS)}")
         if tuning != "full" and pretrained is None:

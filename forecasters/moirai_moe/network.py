@@ -162,10 +162,13 @@ class MoiraiMoENetwork(ForecastNetwork):
         variates = self.variates_of(batch, patch_size, target, observed, observed * before, future)
         hidden, routings, _ = self.encode(variates, batch, patch_size)
         distr_args = self.parameters_after(hidden[:, :-1], patch_size)
+        told = observed * ~before
+        if not self.training:
+            told[:, past * patch_size : past * patch_size + self.window.lead_time] = 0.0
         losses = window_loss(
             self.distr_output,
             target[:, patch_size:],
-            (observed * ~before)[:, patch_size:],
+            told[:, patch_size:],
             distr_args,
             variates.loc,
             variates.scale,
@@ -199,18 +202,29 @@ class MoiraiMoENetwork(ForecastNetwork):
         steps = target_BTC.shape[1]
         _, loc, scale = self.scaler(target_BTC, scaled_by_BTC)
         scaled = [(target_BTC - loc) / scale]
-        for name in (FEAT_DYNAMIC_REAL, PAST_FEAT_DYNAMIC_REAL):
-            if name in inputs:
-                scaled.append(self.scaled_covariates(inputs[name], patch_size)[:, :steps])
-        if PAST_FEAT_DYNAMIC_REAL in inputs and future:
-            scaled[-1] = _pad_to(scaled[-1], steps)
+        if FEAT_DYNAMIC_REAL in inputs:
+            scaled.append(self.known_covariates(inputs, patch_size)[:, :steps])
+        if PAST_FEAT_DYNAMIC_REAL in inputs:
+            past_only = self._scaled_covariates(inputs[PAST_FEAT_DYNAMIC_REAL], patch_size)
+            scaled.append(_pad_to(past_only, steps))
         patches = torch.cat(scaled, dim=-1).unflatten(1, (-1, patch_size)).transpose(-1, -2)
         past = steps // patch_size - future
         present = _present(observed_BTC[:, : past * patch_size], patch_size)
         present = F.pad(present, (0, future), value=True)
         return Variates(patches, present, loc, scale)
 
-    def scaled_covariates(self, covariates_BTC: Tensor, patch_size: int) -> Tensor:
+    def known_covariates(self, inputs: Mapping[str, Tensor], patch_size: int) -> Tensor:
+        """Standardised covariates known in advance ``[B, T, C]``, in whole patches.
+
+        With ``covariates_ahead`` each is moved back by a patch, so that the token that tells the
+        next patch has read that patch's covariates.
+        """
+        scaled = self._scaled_covariates(inputs[FEAT_DYNAMIC_REAL], patch_size)
+        if not self.config.covariates_ahead:
+            return scaled
+        return _pad_to(scaled[:, patch_size:], scaled.shape[1])
+
+    def _scaled_covariates(self, covariates_BTC: Tensor, patch_size: int) -> Tensor:
         """Covariates, each standardised by all that is known of it, in whole patches."""
         known = covariates_BTC.isfinite()
         values = covariates_BTC.nan_to_num(nan=0.0)

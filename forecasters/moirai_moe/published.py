@@ -32,6 +32,7 @@ _OPTIONAL: Dict[str, Tuple[type, ...]] = {
     "num_heads": (int,),
     "num_experts": (int,),
     "num_experts_per_token": (int,),
+    "covariates_ahead": (bool,),
 }
 
 
@@ -75,6 +76,7 @@ def settings_from_published(config: Mapping[str, Any], origin: str) -> Dict[str,
         "num_experts": config.get("num_experts", _NUM_EXPERTS),
         "top_k": config.get("num_experts_per_token", _TOP_K),
         "max_seq_len": config["max_seq_len"],
+        "covariates_ahead": config.get("covariates_ahead", False),
         "dropout": float(config["dropout_p"]),
         "attention_dropout": float(config["attn_dropout_p"]),
     }
@@ -90,8 +92,8 @@ def settings_to_published(config: MoiraiMoEConfig) -> Dict[str, Any]:
     """
     if config.scaling not in ("regularised_std", "none"):
         raise ValueError(
-            f"scaling={config.scaling!r} has no published format: it knows 'regularised_std' and "
-            "'none'"
+            f"scaling={config.scaling!r} has no published format: train with "
+            "scaling='regularised_std' or 'none', or use serialize"
         )
     window: WindowConfig = config.window
     if window.static_fields:
@@ -118,6 +120,7 @@ def settings_to_published(config: MoiraiMoEConfig) -> Dict[str, Any]:
         "num_heads": (config.num_heads, max(config.d_model // _HEAD_FEATURES, 1)),
         "num_experts": (config.num_experts, _NUM_EXPERTS),
         "num_experts_per_token": (config.top_k, _TOP_K),
+        "covariates_ahead": (config.covariates_ahead, False),
     }
     published.update({name: value for name, (value, usual) in ours.items() if value != usual})
     return published

@@ -82,9 +82,23 @@ MODELS: dict[str, Factory] = {
     # Hours have candidates from 32 steps on, of which two must fit into the context.
     "mole patch auto": mole(expert="rlinear", patch_size="auto", context_length=64),
     "mole top-2 noisy": mole(top_k=2, noisy_routing=True),
-    "moirai-moe": moirai_moe(),
-    "moirai-moe paths": moirai_moe(patch_size=[2, 4]),
+    "moirai-moe": moirai_moe(patch_size=[6, 8]),
+    "moirai-moe paths": moirai_moe(patch_size=2),
 }
+
+# Those whose forecasts are paths, which need heads that can be drawn from patch by patch, and
+# those whose forecasts are distributions of each step.
+PATH_MODELS = ["moirai-moe paths"]
+DISTRIBUTION_MODELS = [name for name in MODELS if name not in PATH_MODELS]
+NOT_FOR_PATHS = {
+    "gluonts implicit quantiles",
+    "gluonts quantile",
+    "point",
+    "quantile(0.1, 0.5, 0.9)",
+}
+
+# Those whose covariates act on their own step, instead of through the tokens of whole patches.
+STEPWISE_MODELS = [name for name in MODELS if not name.startswith("moirai")]
 
 # Each head with the kind of series it is for. Every short name is there, with arguments where
 # it needs them; to these come heads built from others, and GluonTS's own.

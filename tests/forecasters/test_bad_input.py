@@ -338,8 +338,8 @@ def test_covariate_that_ends_with_the_history(make_estimator: Factory) -> None:
             "'series 0'",
             "feat_dynamic_real",
             f"{length + 3 + HORIZON - 1} steps",
-            "lead_time=3",
-            f"prediction_length={HORIZON}",
+            f"{length} steps",
+            f"{3 + HORIZON} steps of lead_time and prediction_length",
         ],
     )
 
@@ -523,8 +523,8 @@ def test_folder(predictor: MoEPredictor, tmp_path: Path, case: str) -> None:
 
 
 def test_folder_of_another_network(make_estimator: Factory, tmp_path: Path) -> None:
-    for name, horizon in (("this", HORIZON), ("that", HORIZON + 1)):
-        estimator = make_estimator(prediction_length=horizon)
+    for name, head in (("this", "student_t"), ("that", "normal")):
+        estimator = make_estimator(distr_output=head)
         (tmp_path / name).mkdir()
         module = estimator.create_lightning_module()
         estimator.create_predictor(None, module).serialize(tmp_path / name)

@@ -11,9 +11,31 @@ import numpy as np
 import pytest
 import torch
 from gluonts.model.predictor import Predictor
-from model_cases import HORIZON, QUIET, Factory, forecast_values, series
+from model_cases import (
+    DISTRIBUTION_MODELS,
+    HORIZON,
+    MODELS,
+    PATH_MODELS,
+    QUIET,
+    STEPWISE_MODELS,
+    Factory,
+    forecast_values,
+    series,
+)
 
 WINDOWS = 3
+
+
+@pytest.fixture(params=DISTRIBUTION_MODELS)
+def model(request: pytest.FixtureRequest) -> str:
+    """Models whose forecasts are distributions of each step."""
+    return request.param
+
+
+@pytest.mark.parametrize("path_model", PATH_MODELS)
+def test_paths_cannot_be_calibrated(path_model: str) -> None:
+    with pytest.raises(ValueError, match=r"calibration_windows=1 .* drawn as paths"):
+        MODELS[path_model](calibration_windows=1)
 
 
 def series_with_other_end(noise: float, noise_at_the_end: float) -> list[dict]:
@@ -48,6 +70,7 @@ def test_intervals_change_in_the_direction_of_what_they_missed(
     assert direction * np.log(calibrated / uncalibrated) > np.log(1.3)
 
 
+@pytest.mark.parametrize("model", STEPWISE_MODELS)
 def test_calibrated_intervals_cover_what_is_like_the_calibration_windows(
     make_estimator: Factory,
 ) -> None:

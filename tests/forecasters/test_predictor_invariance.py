@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from model_cases import (
+    DISTRIBUTION_MODELS,
     FEATURES,
     HORIZON,
     LEVELS,
+    STEPWISE_MODELS,
     Factory,
     forecast_values,
     series,
@@ -35,6 +37,7 @@ def difficult(channels: int | None = None) -> list[dict]:
     return entries
 
 
+@pytest.mark.parametrize("model", DISTRIBUTION_MODELS)
 @pytest.mark.parametrize("channels", [None, 2])
 def test_forecast_does_not_depend_on_batch_mates(
     make_estimator: Factory, channels: int | None
@@ -47,6 +50,7 @@ def test_forecast_does_not_depend_on_batch_mates(
         np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("model", DISTRIBUTION_MODELS)
 def test_forecasts_keep_the_order_of_the_series(predictor: MoEPredictor) -> None:
     entries = difficult()
     forwards = forecast_values(with_batch_size(predictor, 3), entries)
@@ -99,6 +103,7 @@ def test_nothing_after_its_time_matters(make_estimator: Factory, lead_time: int)
     )
 
 
+@pytest.mark.parametrize("model", STEPWISE_MODELS)
 def test_covariates_during_the_lead_time_do_not_count_as_the_horizons(
     make_estimator: Factory,
 ) -> None:
@@ -114,6 +119,7 @@ def test_covariates_during_the_lead_time_do_not_count_as_the_horizons(
     )
 
 
+@pytest.mark.parametrize("model", STEPWISE_MODELS)
 def test_one_step_of_a_covariate_moves_that_step_most(make_estimator: Factory) -> None:
     predictor = untrained(make_estimator(num_feat_dynamic_real=2))
     entries = series(features=True, beyond=HORIZON)
@@ -194,6 +200,7 @@ def test_predicting_twice_gives_the_same(predictor: MoEPredictor) -> None:
     )
 
 
+@pytest.mark.parametrize("model", DISTRIBUTION_MODELS)
 def test_predicting_leaves_the_generators_alone(predictor: MoEPredictor) -> None:
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
     for forecast in predictor.predict(series()):
@@ -227,6 +234,7 @@ def test_expert_usage_is_that_of_the_last_prediction(predictor: MoEPredictor) ->
         assert (chosen <= 1).all()
 
 
+@pytest.mark.parametrize("model", DISTRIBUTION_MODELS)
 @pytest.mark.parametrize("batch_size", [1, 4, 50])
 def test_expert_usage_is_the_mean_over_series(make_estimator: Factory, batch_size: int) -> None:
     predictor = with_batch_size(untrained(make_estimator()), batch_size)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from model_cases import MODELS, QUIET, Factory, same_weights, series
+from model_cases import DISTRIBUTION_MODELS, MODELS, QUIET, Factory, same_weights, series
 from moecast.forecasters import MoEPredictor
 
 
@@ -339,6 +339,7 @@ def test_resumed_training_draws_what_the_interrupted_would_have(
     assert same_weights(resumed.network, whole.network)
 
 
+@pytest.mark.parametrize("model", DISTRIBUTION_MODELS)
 @pytest.mark.parametrize("phase", [0, 1])
 def test_interrupted_calibrated_training_goes_on_to_the_same_predictor(
     make_estimator: Factory, tmp_path: Path, caplog: pytest.LogCaptureFixture, phase: int

@@ -1,0 +1,125 @@
+"""Tiny MOIRAI-MoE networks of random weights, and windows for them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Callable
+
+import torch
+from model_cases import CONTEXT, FEATURES, FREQ, QUIET, moirai_moe, untrained
+from moecast.forecasters import MoiraiMoEEstimator, MoiraiMoEPredictor
+from moecast.forecasters.moirai_moe import MoiraiMoENetwork
+from torch import Tensor
+
+PATCH = 4
+# Three patches, the last not filled.
+LONG = 11
+BATCH = 4
+
+DECODINGS = ("cached", "reencode")
+
+COVARIATES = {"num_feat_dynamic_real": 2, "num_past_feat_dynamic_real": 1}
+
+
+def predictor_of(**settings: Any) -> MoiraiMoEPredictor:
+    """Forecasts ``LONG`` steps unless told otherwise; every weight is random."""
+    predictor = untrained(moirai_moe()(**{"prediction_length": LONG, **settings}))
+    assert isinstance(predictor, MoiraiMoEPredictor)
+    return predictor
+
+
+def network_of(**settings: Any) -> MoiraiMoENetwork:
+    network = predictor_of(**settings).network
+    assert isinstance(network, MoiraiMoENetwork)
+    return network
+
+
+def inputs_of(
+    network: MoiraiMoENetwork, *, mixed: bool = False, seed: int = 0
+) -> dict[str, Tensor]:
+    """Random windows.
+
+    Parameters
+    ----------
+    mixed
+        Of four series, let the second start late, within a patch, the third have one value, and
+        the fourth gaps.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    inputs = {
+        name: torch.randn(spec.shape, generator=generator)
+        for name, spec in network.describe_inputs(BATCH).items()
+    }
+    inputs["past_target"] = 3 * inputs["past_target"] + 5
+    inputs["past_observed_values"] = torch.ones_like(inputs["past_observed_values"])
+    if "feat_static_cat" in inputs:
+        inputs["feat_static_cat"] = torch.arange(BATCH)[:, None] % torch.tensor([[3, 2]])
+    if mixed:
+        observed = inputs["past_observed_values"]
+        for series, steps in ((1, 5), (2, observed.shape[1] - 1)):
+            observed[series, :steps] = 0.0
+            inputs["past_target"][series, :steps] = inputs["past_target"][series, steps]
+            for name in ("feat_dynamic_real", "past_feat_dynamic_real"):
+                if name in inputs:
+                    inputs[name][series, :steps] = torch.nan
+        observed[3, 2:4] = observed[3, 6:11] = observed[3, -1:] = 0.0
+    return inputs
+
+
+def publishable(**settings: Any) -> MoiraiMoEEstimator:
+    """An estimator whose network the published format can hold as it is, without options."""
+    return MoiraiMoEEstimator(
+        **{
+            "freq": FREQ,
+            "prediction_length": 4,
+            "context_length": CONTEXT,
+            "distr_output": "moirai_mixture",
+            "scaling": "regularised_std",
+            "covariates_ahead": False,
+            "d_model": 64,
+            "d_ff": 8,
+            "num_layers": 2,
+            "num_heads": 1,
+            "num_experts": 32,
+            "patch_size": PATCH,
+            "max_seq_len": 16,
+            "batch_size": 8,
+            "num_batches_per_epoch": 2,
+            "seed": 0,
+            "trainer_kwargs": {**QUIET, "max_epochs": 1},
+            **settings,
+        }
+    )
+
+
+def published(folder: Path, **settings: Any) -> MoiraiMoEPredictor:
+    """A predictor of random weights, and its checkpoint in a folder."""
+    predictor = untrained(publishable(**settings))
+    assert isinstance(predictor, MoiraiMoEPredictor)
+    predictor.save_pretrained(folder)
+    return predictor
+
+
+def rewrite(folder: Path, change: Callable[[dict], Any]) -> None:
+    """Change a checkpoint's ``config.json``."""
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+__all__ = [
+    "BATCH",
+    "CONTEXT",
+    "COVARIATES",
+    "DECODINGS",
+    "FEATURES",
+    "LONG",
+    "PATCH",
+    "inputs_of",
+    "network_of",
+    "predictor_of",
+    "publishable",
+    "published",
+    "rewrite",
+]
