@@ -198,7 +198,7 @@ def resolve_scaling(scaling: Optional[str], distr_output: Output) -> str:
     if scaling == "auto":
         return allowed
     name = WindowScaler(scaling or "none").scaling
-    if SCALINGS.index(name) < SCALINGS.index(allowed):
+    if allowed != "std" and SCALINGS.index(name) < SCALINGS.index(allowed):
         raise ValueError(
             f"scaling={name!r} takes values out of the support of {type(distr_output).__name__}: "
             f"use scaling={allowed!r} or 'auto'"

@@ -159,6 +159,8 @@ class MoEPredictor(PyTorchPredictor):
             for description, patch_size in zip(described, chosen):
                 description["info"] = _add_to_info(description["info"], patch_size)
         if samples is not None:
+            for description in described:
+                description["info"] = _as_mapping(description["info"])
             return [SampleForecast(samples[:, i], **d) for i, d in enumerate(described)]
         return self._forecasts(output, described, num_samples)
 
@@ -331,6 +333,9 @@ def _join(outputs: List[NetworkOutput], order: Tensor) -> NetworkOutput:
     )
 
 
+def _as_mapping(info: Any) -> Optional[Mapping[str, Any]]:
+    return info if info is None or isinstance(info, Mapping) else {"info": info}
+
+
 def _add_to_info(info: Any, patch_size: int) -> Dict[str, Any]:
-    known = info if isinstance(info, Mapping) else {} if info is None else {"info": info}
-    return {**known, "patch_size": patch_size}
+    return {**(_as_mapping(info) or {}), "patch_size": patch_size}

@@ -5,7 +5,7 @@ from typing import Tuple
 import torch
 from torch import Tensor, nn
 
-SCALINGS = ("regularised_std", "std", "mean", "none")
+SCALINGS = ("std", "regularised_std", "mean", "none")
 
 _RELATIVE_FLOOR = 1e-6
 _ABSOLUTE_FLOOR = 1e-8

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...backends import get_backend
 from ...distributions import window_loss
+from ..features import WindowFeatures
 from ..fields import FEAT_DYNAMIC_REAL, PAST_FEAT_DYNAMIC_REAL, WindowConfig
 from ..moe import Routing
 from ..network import ForecastNetwork, NetworkOutput
@@ -95,6 +96,15 @@ class MoiraiMoENetwork(ForecastNetwork):
         if self.features.num_static:
             self.static_projection = nn.Linear(self.features.num_static, width, bias=False)
             nn.init.zeros_(self.static_projection.weight)
+
+    @classmethod
+    def without_weights(cls, config: MoiraiMoEConfig) -> "MoiraiMoENetwork":
+        """A network whose weights are in no state and must be loaded, without static features."""
+        with torch.device("meta"):
+            network = cls(config)
+        network.to_empty(device="cpu")
+        network.features = WindowFeatures(config.window)
+        return network
 
     @property
     def transformer_layers(self) -> List[TransformerLayer]:

@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional, Tuple, Type, TypeVar, Union
 import safetensors.torch
 from gluonts.core.component import validated
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from ..fields import WindowConfig
 from ..predictor import MoEPredictor
@@ -16,11 +16,11 @@ from ..serialization import check_weights
 from .config import MoiraiMoEConfig
 from .network import MoiraiMoENetwork
 from .published import (
+    load_published,
     settings_from_published,
     settings_to_published,
     shapes_of_published,
-    weights_from_published,
-    weights_to_published,
+    to_published,
 )
 
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
@@ -109,17 +109,8 @@ class MoiraiMoEPredictor(MoEPredictor):
             num_past_feat_dynamic_real=num_past_feat_dynamic_real,
         )
         checkpoint = PublishedCheckpoint(source, **hub)
-        network = MoiraiMoENetwork(
-            MoiraiMoEConfig(
-                window=window,
-                patch_sizes=checkpoint.choose_patch_sizes(patch_size, context_length),
-                decoding=decoding,
-                backend=backend,
-                **checkpoint.settings,
-            )
-        )
-        checkpoint.load_into(network)
-        return cls(network.eval(), batch_size, device, num_samples=num_samples)
+        network = checkpoint.network(window, patch_size, decoding, backend)
+        return cls(network, batch_size, device, num_samples=num_samples)
 
     def save_pretrained(self, folder: Union[str, Path]) -> None:
         """Write ``config.json`` and ``model.safetensors`` as published, for uni2ts and for us.
@@ -186,6 +177,25 @@ class PublishedCheckpoint:
             )
         return asked
 
+    def network(
+        self,
+        window: WindowConfig,
+        patch_size: Union[int, str, List[int]],
+        decoding: str,
+        backend: str = "auto",
+    ) -> MoiraiMoENetwork:
+        """A network of the checkpoint's settings and weights, ready to forecast."""
+        config = MoiraiMoEConfig(
+            window=window,
+            patch_sizes=self.choose_patch_sizes(patch_size, window.context_length),
+            decoding=decoding,
+            backend=backend,
+            **self.settings,
+        )
+        network = MoiraiMoENetwork.without_weights(config)
+        self.load_into(network)
+        return network.eval()
+
     def load_into(self, network: MoiraiMoENetwork) -> None:
         """Load the weights into a network of the checkpoint's settings.
 
@@ -194,33 +204,22 @@ class PublishedCheckpoint:
         ValueError
             If the file is damaged, or holds other weights than the settings need.
         """
-        expected = shapes_of_published(network.config)
+        weights = network.state_dict()
         try:
             with safe_open(str(self._weights), framework="pt") as opened:
                 found = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
-            check_weights(
-                {name: list(shape) for name, shape in expected.items()},
-                {name: list(shape) for name, shape in found.items()},
-                str(self._weights),
-            )
-            published = safetensors.torch.load_file(str(self._weights))
+                expected = shapes_of_published(weights, network.config)
+                check_weights(expected, found, str(self._weights))
+                load_published(weights, network.config, opened.get_tensor)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{self._weights} is damaged: {error}") from None
-        load_published(network, published)
-
-
-def load_published(network: MoiraiMoENetwork, published: Dict[str, Tensor]) -> None:
-    """Load published weights, of the right names and shapes, into a network."""
-    weights = weights_from_published(published, network.config)
-    network.load_state_dict({**network.state_dict(), **weights})
 
 
 def save_pretrained(network: nn.Module, folder: Union[str, Path]) -> None:
     """Write a network in the published format; see :meth:`MoiraiMoEPredictor.save_pretrained`."""
     assert isinstance(network, MoiraiMoENetwork)
     settings = settings_to_published(network.config)
-    weights = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
-    published = weights_to_published(weights, network.config)
+    published = to_published(network.state_dict(), network.config)
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     (path / _CONFIG).write_text(json.dumps(settings, indent=2))
@@ -244,17 +243,7 @@ def network_from_uni2ts(
     """
     with tempfile.TemporaryDirectory() as folder:
         module.save_pretrained(folder)  # type: ignore[operator]
-        checkpoint = PublishedCheckpoint(folder)
-        network = MoiraiMoENetwork(
-            MoiraiMoEConfig(
-                window=window,
-                patch_sizes=checkpoint.choose_patch_sizes(patch_size, window.context_length),
-                decoding=decoding,
-                **checkpoint.settings,
-            )
-        )
-        checkpoint.load_into(network)
-    return network.eval()
+        return PublishedCheckpoint(folder).network(window, patch_size, decoding)
 
 
 def network_to_uni2ts(network: MoiraiMoENetwork) -> nn.Module:

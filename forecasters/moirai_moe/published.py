@@ -3,14 +3,13 @@
 The format has a tensor for each expert and for each parameter of the head; here they are stacked.
 """
 
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
 
 from ...distributions.head import Head
 from ...distributions.published import head_from_published, head_to_published
-from ..fields import WindowConfig
 from .config import MoiraiMoEConfig
 
 _HEAD_FEATURES = 64
@@ -55,12 +54,12 @@ def settings_from_published(config: Mapping[str, Any], origin: str) -> Dict[str,
             not isinstance(value, types) or (isinstance(value, bool) and types != (bool,))
         ):
             problems.append(f"{name}={value!r} is no {types[0].__name__}")
-    if not problems and not all(type(size) is int and size > 0 for size in config["patch_sizes"]):
-        problems.append(f"patch_sizes={config['patch_sizes']!r} are no sizes")
-    if problems or not config["patch_sizes"]:
-        raise ValueError(
-            f"{origin} describes no MOIRAI-MoE model: {'; '.join(problems) or 'no patch_sizes'}"
-        )
+    if not problems:
+        sizes = config["patch_sizes"]
+        if not sizes or not all(type(size) is int and size > 0 for size in sizes):
+            problems.append(f"patch_sizes={sizes!r} are no sizes")
+    if problems:
+        raise ValueError(f"{origin} describes no MOIRAI-MoE model: {'; '.join(problems)}")
     try:
         head = head_from_published(config["distr_output"])
     except ValueError as error:
@@ -95,11 +94,10 @@ def settings_to_published(config: MoiraiMoEConfig) -> Dict[str, Any]:
             f"scaling={config.scaling!r} has no published format: train with "
             "scaling='regularised_std' or 'none', or use serialize"
         )
-    window: WindowConfig = config.window
-    if window.static_fields:
+    if config.window.static_fields:
         raise ValueError(
             f"the published format has no static features, but this network reads "
-            f"{', '.join(window.static_fields)}: use serialize instead"
+            f"{', '.join(config.window.static_fields)}: use serialize instead"
         )
     if not isinstance(config.distr_output, Head):
         raise ValueError(
@@ -126,116 +124,107 @@ def settings_to_published(config: MoiraiMoEConfig) -> Dict[str, Any]:
     return published
 
 
-def shapes_of_published(config: MoiraiMoEConfig) -> Dict[str, Tuple[int, ...]]:
-    """Names and shapes of all published weights of a network."""
-    sizes, largest = len(config.trained_patch_sizes), max(config.trained_patch_sizes)
-    width, hidden = config.d_model, config.d_ff
-    shapes: Dict[str, Tuple[int, ...]] = {
-        "encoder.centroid": (config.num_layers, config.num_experts, width),
-        "encoder.norm.weight": (width,),
-    }
-    for name, features in (("in_proj", largest), ("res_proj", largest), ("feat_proj", width)):
-        shapes[f"{name}.weight"] = (sizes, width, features)
-        shapes[f"{name}.bias"] = (sizes, width)
+class _Place(NamedTuple):
+    """Where a published tensor, or one layer of it, lies in a network."""
+
+    name: str
+    layer: Optional[int]
+    ours: str
+    view: Callable[[Tensor], Tensor]
+
+
+def _places(config: MoiraiMoEConfig) -> Iterator[_Place]:
+    def whole(tensor: Tensor) -> Tensor:
+        return tensor
+
+    def part(dim: int, start: int, length: int) -> Callable[[Tensor], Tensor]:
+        return lambda tensor: tensor.narrow(dim, start, length)
+
+    def of_expert(expert: int, start: int, length: int) -> Callable[[Tensor], Tensor]:
+        return lambda tensor: tensor[expert].narrow(1, start, length).T
+
+    yield _Place("encoder.norm.weight", None, "norm.weight", whole)
+    for theirs, ours in (
+        ("in_proj", "value_projection"),
+        ("res_proj", "residual_projection"),
+        ("feat_proj", "feature_projection"),
+    ):
+        for kind in ("weight", "bias"):
+            yield _Place(f"{theirs}.{kind}", None, f"{ours}.{kind}", whole)
+    largest, start = max(config.trained_patch_sizes), 0
     for name, size in config.distr_output.args_dim.items():
-        shapes[f"param_proj.proj.{name}.weight"] = (sizes, size * largest, width)
-        shapes[f"param_proj.proj.{name}.bias"] = (sizes, size * largest)
+        rows = size * largest
+        for kind in ("weight", "bias"):
+            view = part(1, start, rows)
+            ours = f"parameter_projection.{kind}"
+            yield _Place(f"param_proj.proj.{name}.{kind}", None, ours, view)
+        start += rows
+    width, hidden = config.d_model, config.d_ff
     for i in range(config.num_layers):
-        layer = f"encoder.layers.{i}"
-        attention = f"{layer}.self_attn"
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            shapes[f"{attention}.{name}.weight"] = (width, width)
-        for name in ("q_norm", "k_norm"):
-            shapes[f"{attention}.{name}.weight"] = (width // config.num_heads,)
-        shapes[f"{attention}.var_attn_bias.emb.weight"] = (2, config.num_heads)
-        for name in ("norm1", "norm2"):
-            shapes[f"{layer}.{name}.weight"] = (width,)
-        for expert in range(config.num_experts):
-            for name in ("fc1", "fc_gate"):
-                shapes[f"{layer}.ffn.experts.{expert}.{name}.weight"] = (hidden, width)
-            shapes[f"{layer}.ffn.experts.{expert}.fc2.weight"] = (width, hidden)
+        theirs, ours = f"encoder.layers.{i}", f"layers.{i}"
+        yield _Place("encoder.centroid", i, f"{ours}.router.centroids_EF", whole)
+        for their_name, our_name in (
+            ("self_attn.q_norm.weight", "attention.query_norm.weight"),
+            ("self_attn.k_norm.weight", "attention.key_norm.weight"),
+            ("self_attn.var_attn_bias.emb.weight", "attention.variate_bias"),
+            ("self_attn.out_proj.weight", "attention.output.weight"),
+            ("norm1.weight", "attention_norm.weight"),
+            ("norm2.weight", "experts_norm.weight"),
+        ):
+            yield _Place(f"{theirs}.{their_name}", None, f"{ours}.{our_name}", whole)
+        for j, letter in enumerate("qkv"):
+            name, view = f"{theirs}.self_attn.{letter}_proj.weight", part(0, j * width, width)
+            yield _Place(name, None, f"{ours}.attention.query_key_value.weight", view)
+        for e in range(config.num_experts):
+            expert = f"{theirs}.ffn.experts.{e}"
+            for name, stack, view in (
+                ("fc_gate", "expand", of_expert(e, 0, hidden)),
+                ("fc1", "expand", of_expert(e, hidden, hidden)),
+                ("fc2", "contract", of_expert(e, 0, width)),
+            ):
+                yield _Place(f"{expert}.{name}.weight", None, f"{ours}.experts.{stack}", view)
+
+
+def shapes_of_published(
+    weights: Mapping[str, Tensor], config: MoiraiMoEConfig
+) -> Dict[str, List[int]]:
+    """Names and shapes of the published weights of a network with these."""
+    shapes = {}
+    for place in _places(config):
+        shape = list(place.view(weights[place.ours]).shape)
+        shapes[place.name] = shape if place.layer is None else [config.num_layers, *shape]
     return shapes
 
 
-_PROJECTIONS = {
-    "in_proj": "value_projection",
-    "res_proj": "residual_projection",
-    "feat_proj": "feature_projection",
-}
-_LAYER_WEIGHTS = {
-    "self_attn.q_norm.weight": "attention.query_norm.weight",
-    "self_attn.k_norm.weight": "attention.key_norm.weight",
-    "self_attn.var_attn_bias.emb.weight": "attention.variate_bias",
-    "self_attn.out_proj.weight": "attention.output.weight",
-    "norm1.weight": "attention_norm.weight",
-    "norm2.weight": "experts_norm.weight",
-}
+def load_published(
+    weights: Mapping[str, Tensor], config: MoiraiMoEConfig, read: Callable[[str], Tensor]
+) -> None:
+    """Write published weights into a network's state dict, one after the other.
+
+    Parameters
+    ----------
+    read
+        Gives a published tensor by its name; called once for each.
+    """
+    stacked: Dict[str, Tensor] = {}
+    with torch.no_grad():
+        for name, layer, ours, view in _places(config):
+            if layer is None:
+                view(weights[ours]).copy_(read(name))
+                continue
+            if name not in stacked:
+                stacked[name] = read(name)
+            view(weights[ours]).copy_(stacked[name][layer])
 
 
-def weights_from_published(
-    published: Mapping[str, Tensor], config: MoiraiMoEConfig
-) -> Dict[str, Tensor]:
-    """A network's state dict from published weights of the right names and shapes."""
-    weights = {"norm.weight": published["encoder.norm.weight"]}
-    for theirs, ours in _PROJECTIONS.items():
-        for kind in ("weight", "bias"):
-            weights[f"{ours}.{kind}"] = published[f"{theirs}.{kind}"]
-    for kind in ("weight", "bias"):
-        parts = [
-            published[f"param_proj.proj.{name}.{kind}"] for name in config.distr_output.args_dim
-        ]
-        weights[f"parameter_projection.{kind}"] = torch.cat(parts, dim=1)
-    for i, centroids in enumerate(published["encoder.centroid"]):
-        theirs, ours = f"encoder.layers.{i}", f"layers.{i}"
-        weights[f"{ours}.router.centroids_EF"] = centroids
-        for their_name, our_name in _LAYER_WEIGHTS.items():
-            weights[f"{ours}.{our_name}"] = published[f"{theirs}.{their_name}"]
-        weights[f"{ours}.attention.query_key_value.weight"] = torch.cat(
-            [published[f"{theirs}.self_attn.{name}_proj.weight"] for name in "qkv"]
-        )
-        experts = [f"{theirs}.ffn.experts.{e}" for e in range(config.num_experts)]
-        weights[f"{ours}.experts.expand"] = torch.stack(
-            [
-                torch.cat([published[f"{e}.fc_gate.weight"], published[f"{e}.fc1.weight"]]).T
-                for e in experts
-            ]
-        )
-        weights[f"{ours}.experts.contract"] = torch.stack(
-            [published[f"{e}.fc2.weight"].T for e in experts]
-        )
-    return weights
-
-
-def weights_to_published(
-    weights: Mapping[str, Tensor], config: MoiraiMoEConfig
-) -> Dict[str, Tensor]:
+def to_published(weights: Mapping[str, Tensor], config: MoiraiMoEConfig) -> Dict[str, Tensor]:
     """Published weights from a network's state dict."""
-    published = {"encoder.norm.weight": weights["norm.weight"]}
-    for theirs, ours in _PROJECTIONS.items():
-        for kind in ("weight", "bias"):
-            published[f"{theirs}.{kind}"] = weights[f"{ours}.{kind}"]
-    largest = max(config.trained_patch_sizes)
-    sizes = [size * largest for size in config.distr_output.args_dim.values()]
-    for kind in ("weight", "bias"):
-        parts = weights[f"parameter_projection.{kind}"].split(sizes, dim=1)
-        for name, part in zip(config.distr_output.args_dim, parts):
-            published[f"param_proj.proj.{name}.{kind}"] = part
-    layers = range(config.num_layers)
-    published["encoder.centroid"] = torch.stack(
-        [weights[f"layers.{i}.router.centroids_EF"] for i in layers]
-    )
-    for i in layers:
-        theirs, ours = f"encoder.layers.{i}", f"layers.{i}"
-        for their_name, our_name in _LAYER_WEIGHTS.items():
-            published[f"{theirs}.{their_name}"] = weights[f"{ours}.{our_name}"]
-        projections = weights[f"{ours}.attention.query_key_value.weight"].chunk(3)
-        for name, projection in zip("qkv", projections):
-            published[f"{theirs}.self_attn.{name}_proj.weight"] = projection
-        expand, contract = (weights[f"{ours}.experts.{n}"] for n in ("expand", "contract"))
-        for e in range(config.num_experts):
-            gate, up = expand[e].T.chunk(2)
-            expert = f"{theirs}.ffn.experts.{e}"
-            published[f"{expert}.fc_gate.weight"] = gate
-            published[f"{expert}.fc1.weight"] = up
-            published[f"{expert}.fc2.weight"] = contract[e].T
-    return {name: tensor.contiguous() for name, tensor in published.items()}
+    published: Dict[str, Tensor] = {}
+    stacked: Dict[str, List[Tensor]] = {}
+    for name, layer, ours, view in _places(config):
+        tensor = view(weights[ours]).detach().cpu()
+        if layer is None:
+            published[name] = tensor.contiguous()
+        else:
+            stacked.setdefault(name, []).append(tensor)
+    return {**published, **{name: torch.stack(layers) for name, layers in stacked.items()}}

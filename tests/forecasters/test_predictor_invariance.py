@@ -161,6 +161,7 @@ def test_difficult_series_get_finite_forecasts(predictor: MoEPredictor) -> None:
     assert np.isfinite(values).all()
 
 
+@pytest.mark.parametrize("model", DISTRIBUTION_MODELS)
 def test_context_without_values_is_forecast_near_the_last_one(predictor: MoEPredictor) -> None:
     entries = []
     for level in (50.0, 5000.0):
@@ -234,7 +235,7 @@ def test_expert_usage_is_that_of_the_last_prediction(predictor: MoEPredictor) ->
         assert (chosen <= 1).all()
 
 
-@pytest.mark.parametrize("model", DISTRIBUTION_MODELS)
+@pytest.mark.parametrize("model", STEPWISE_MODELS)
 @pytest.mark.parametrize("batch_size", [1, 4, 50])
 def test_expert_usage_is_the_mean_over_series(make_estimator: Factory, batch_size: int) -> None:
     predictor = with_batch_size(untrained(make_estimator()), batch_size)

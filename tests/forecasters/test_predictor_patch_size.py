@@ -114,13 +114,13 @@ def test_other_heads_choose_too(make_auto: Factory, head: object) -> None:
 def test_training_draws_every_patch_size(make_auto: Factory) -> None:
     estimator = make_auto(num_batches_per_epoch=20)
     module = estimator.create_lightning_module()
-    outputs, drawn = module.network.outputs, []
+    losses, drawn = module.network.window_losses, []
 
     def record(batch: dict, patch_size: int) -> object:
         drawn.append(patch_size)
-        return outputs(batch, patch_size)
+        return losses(batch, patch_size)
 
-    module.network.outputs = record
+    module.network.window_losses = record
     estimator.create_lightning_module = lambda: module
     estimator.train(series())
     assert set(drawn) == set(module.network.patch_sizes)

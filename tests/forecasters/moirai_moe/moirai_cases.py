@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Callable
+from types import MappingProxyType
+from typing import Any, Callable, Mapping
 
 import torch
-from model_cases import CONTEXT, FEATURES, FREQ, QUIET, moirai_moe, untrained
+from model_cases import CONTEXT, FEATURES, FREQ, HORIZON, QUIET, moirai_moe, untrained
+from moecast.distributions import resolve_head
 from moecast.forecasters import MoiraiMoEEstimator, MoiraiMoEPredictor
-from moecast.forecasters.moirai_moe import MoiraiMoENetwork
+from moecast.forecasters.fields import WindowConfig
+from moecast.forecasters.moirai_moe import MoiraiMoEConfig, MoiraiMoENetwork
 from torch import Tensor
 
 PATCH = 4
@@ -67,23 +70,57 @@ def inputs_of(
     return inputs
 
 
-def publishable(**settings: Any) -> MoiraiMoEEstimator:
-    """An estimator whose network the published format can hold as it is, without options."""
-    return MoiraiMoEEstimator(
+def publishable(
+    window: Mapping[str, Any] = MappingProxyType({}), **settings: Any
+) -> MoiraiMoEPredictor:
+    """A predictor of random weights that the published format can hold, without options of ours.
+
+    Parameters
+    ----------
+    window
+        Of its ``WindowConfig``.
+    **settings
+        Of its ``MoiraiMoEConfig``.
+    """
+    patch_sizes = settings.pop("patch_sizes", (PATCH,))
+    config = MoiraiMoEConfig(
         **{
-            "freq": FREQ,
-            "prediction_length": 4,
-            "context_length": CONTEXT,
-            "distr_output": "moirai_mixture",
+            "window": WindowConfig(FREQ, HORIZON, CONTEXT, **window),
             "scaling": "regularised_std",
-            "covariates_ahead": False,
+            "patch_sizes": patch_sizes,
             "d_model": 64,
             "d_ff": 8,
             "num_layers": 2,
             "num_heads": 1,
-            "num_experts": 32,
-            "patch_size": PATCH,
             "max_seq_len": 16,
+            **settings,
+            "distr_output": resolve_head(settings.get("distr_output", "moirai_mixture")),
+        }
+    )
+    torch.manual_seed(0)
+    network = MoiraiMoENetwork(config).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return MoiraiMoEPredictor(network)
+
+
+def published(folder: Path, **settings: Any) -> MoiraiMoEPredictor:
+    """A predictor as :func:`publishable` makes it, and its checkpoint in a folder."""
+    predictor = publishable(**settings)
+    predictor.save_pretrained(folder)
+    return predictor
+
+
+def fine_tuning(checkpoint: Path, **settings: Any) -> MoiraiMoEEstimator:
+    """An estimator that starts from such a checkpoint, and takes two steps."""
+    return MoiraiMoEEstimator(
+        **{
+            "freq": FREQ,
+            "prediction_length": HORIZON,
+            "context_length": CONTEXT,
+            "pretrained": str(checkpoint),
+            "patch_size": PATCH,
             "batch_size": 8,
             "num_batches_per_epoch": 2,
             "seed": 0,
@@ -91,14 +128,6 @@ def publishable(**settings: Any) -> MoiraiMoEEstimator:
             **settings,
         }
     )
-
-
-def published(folder: Path, **settings: Any) -> MoiraiMoEPredictor:
-    """A predictor of random weights, and its checkpoint in a folder."""
-    predictor = untrained(publishable(**settings))
-    assert isinstance(predictor, MoiraiMoEPredictor)
-    predictor.save_pretrained(folder)
-    return predictor
 
 
 def rewrite(folder: Path, change: Callable[[dict], Any]) -> None:
@@ -114,8 +143,10 @@ __all__ = [
     "COVARIATES",
     "DECODINGS",
     "FEATURES",
+    "HORIZON",
     "LONG",
     "PATCH",
+    "fine_tuning",
     "inputs_of",
     "network_of",
     "predictor_of",
