@@ -1,8 +1,25 @@
 """Routing and expert matrices in plain torch, for CPU and CUDA."""
 
+from functools import cache
+from types import ModuleType
+from typing import Optional
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+# Rows of zeros, in multiples of the rows there are, that one batched product is worth on CUDA.
+_MOST_PADDING = 4
+
+
+@cache
+def _cuda_kernels() -> Optional[ModuleType]:
+    """Kernels of our own, where Triton is there to compile them."""
+    try:
+        from . import cuda
+    except ImportError:
+        return None
+    return cuda
 
 
 class TorchBackend:
@@ -41,6 +58,9 @@ class TorchBackend:
         expand_EIF: Tensor,
         contract_EFO: Tensor,
     ) -> Tensor:
+        kernels = _cuda_kernels() if x_TI.is_cuda else None
+        if kernels is not None and x_TI.dtype == torch.float32 and not torch.is_grad_enabled():
+            return kernels.gated_ffn(x_TI, weights_TK, ids_TK, expand_EIF, contract_EFO)
         num_experts, top_k = len(expand_EIF), ids_TK.shape[-1]
         # Tokens grouped by expert, so that each expert is one product over all that chose it.
         ids = ids_TK.flatten()
@@ -76,9 +96,9 @@ def grouped_linear(x: Tensor, weight_EIO: Tensor, counts_E: Tensor) -> Tensor:
         # A trace may not depend on how many rows each expert has.
         ids = torch.repeat_interleave(counts_E, output_size=len(x))
         return (x.unsqueeze(-2) @ weight_EIO[ids]).squeeze(-2)
-    if x.is_cuda:
-        return _padded_linear(x, weight_EIO, counts_E)
     counts = counts_E.tolist()
+    if x.is_cuda and max(counts) * len(counts) <= _MOST_PADDING * len(x):
+        return _padded_linear(x, weight_EIO, counts_E, max(counts))
     # Unbinding keeps the gradient of the weights one stacked tensor.
     parts = [
         group @ weight
@@ -88,9 +108,8 @@ def grouped_linear(x: Tensor, weight_EIO: Tensor, counts_E: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _padded_linear(x: Tensor, weight_EIO: Tensor, counts_E: Tensor) -> Tensor:
+def _padded_linear(x: Tensor, weight_EIO: Tensor, counts_E: Tensor, largest: int) -> Tensor:
     """As :func:`grouped_linear`, by one batched product over groups padded to the largest."""
-    largest = int(counts_E.max())
     ids = torch.repeat_interleave(counts_E, output_size=len(x))
     first_E = counts_E.cumsum(0) - counts_E
     position = torch.arange(len(x), device=x.device) - first_E[ids]

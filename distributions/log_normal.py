@@ -1,6 +1,7 @@
 """Log-normal distribution."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,12 @@ class LogNormal(UnivariateDistribution):
         return torch.where(
             inside, torch.special.ndtr(self._standardise(torch.where(inside, value, 1.0))), 0.0
         )
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        with torch.no_grad():
+            shape = self._extended_shape(torch.Size(sample_shape))
+            normal = torch.randn(shape, dtype=self._like.dtype, device=self._like.device)
+            return _bounded_exp(self.loc + self.scale * normal)
 
     def _icdf(self, level: Tensor) -> Tensor:
         return torch.exp(self.loc + self.scale * torch.special.ndtri(level))

@@ -31,7 +31,8 @@ class Normal(LocationScaleDistribution):
     def sample(self, sample_shape: Any = ()) -> Tensor:
         with torch.no_grad():
             shape = self._extended_shape(torch.Size(sample_shape))
-            return torch.normal(self.loc.expand(shape), self.scale.expand(shape))
+            normal = torch.randn(shape, dtype=self._like.dtype, device=self._like.device)
+            return self.loc + self.scale * normal
 
     def crps(self, value: Tensor) -> Tensor:
         """In closed form (Gneiting et al. 2005, eq. 5)."""

@@ -49,7 +49,12 @@ def head_from_published(config: Mapping[str, Any]) -> Head:
     if unknown:
         raise ValueError(f"distr_output has {sorted(unknown)}, which {name} does not take")
     if name == "MixtureOutput":
-        return MixtureOutput([head_from_published(part) for part in arguments["components"]])
+        components = arguments.get("components")
+        if not isinstance(components, (list, tuple)) or not all(
+            isinstance(part, Mapping) for part in components
+        ):
+            raise ValueError(f"distr_output has components={components!r}, which are no heads")
+        return MixtureOutput([head_from_published(part) for part in components])
     if name == "NegativeBinomialOutput":
         return NegativeBinomialOutput(real_valued=True)
     return _CLASSES[name](**arguments)

@@ -20,7 +20,7 @@ PROJECT = {
     "evaluation": {"evaluation"},
 }
 LIBRARIES = {
-    "backends": {"torch", "numpy", "ttnn"},
+    "backends": {"torch", "numpy", "triton", "ttnn"},
     "distributions": {"torch", "gluonts", "numpy", "scipy"},
 }
 # These start everything, and are imported by nothing but each other.

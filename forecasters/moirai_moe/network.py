@@ -98,13 +98,15 @@ class MoiraiMoENetwork(ForecastNetwork):
             nn.init.zeros_(self.static_projection.weight)
 
     @classmethod
-    def without_weights(cls, config: MoiraiMoEConfig) -> "MoiraiMoENetwork":
-        """A network whose weights are in no state and must be loaded, without static features."""
+    def on_meta(cls, config: MoiraiMoEConfig) -> "MoiraiMoENetwork":
+        """A network whose weights have shapes and take no memory."""
         with torch.device("meta"):
-            network = cls(config)
-        network.to_empty(device="cpu")
-        network.features = WindowFeatures(config.window)
-        return network
+            return cls(config)
+
+    def materialise(self) -> None:
+        """Give weights without memory some, to be written to; not for static features."""
+        self.to_empty(device="cpu")
+        self.features = WindowFeatures(self.config.window)
 
     @property
     def transformer_layers(self) -> List[TransformerLayer]:

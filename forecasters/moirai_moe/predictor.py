@@ -16,6 +16,7 @@ from ..serialization import check_weights
 from .config import MoiraiMoEConfig
 from .network import MoiraiMoENetwork
 from .published import (
+    check_uni2ts_can_compute,
     load_published,
     settings_from_published,
     settings_to_published,
@@ -192,12 +193,12 @@ class PublishedCheckpoint:
             backend=backend,
             **self.settings,
         )
-        network = MoiraiMoENetwork.without_weights(config)
+        network = MoiraiMoENetwork.on_meta(config)
         self.load_into(network)
         return network.eval()
 
     def load_into(self, network: MoiraiMoENetwork) -> None:
-        """Load the weights into a network of the checkpoint's settings.
+        """Load the weights into a network of the checkpoint's settings, also one without memory.
 
         Raises
         ------
@@ -210,6 +211,9 @@ class PublishedCheckpoint:
                 found = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
                 expected = shapes_of_published(weights, network.config)
                 check_weights(expected, found, str(self._weights))
+                if network.norm.weight.is_meta:
+                    network.materialise()
+                    weights = network.state_dict()
                 load_published(weights, network.config, opened.get_tensor)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{self._weights} is damaged: {error}") from None
@@ -247,7 +251,14 @@ def network_from_uni2ts(
 
 
 def network_to_uni2ts(network: MoiraiMoENetwork) -> nn.Module:
-    """A uni2ts ``MoiraiMoEModule`` with a network's weights; needs uni2ts installed."""
+    """A uni2ts ``MoiraiMoEModule`` with a network's weights; needs uni2ts installed.
+
+    Raises
+    ------
+    ValueError
+        If uni2ts would compute something else.
+    """
+    check_uni2ts_can_compute(network.state_dict(), network.config)
     from uni2ts.model.moirai_moe import MoiraiMoEModule
 
     with tempfile.TemporaryDirectory() as folder:
@@ -258,7 +269,7 @@ def network_to_uni2ts(network: MoiraiMoENetwork) -> nn.Module:
 def _locate(source: Union[str, Path], hub: Dict[str, Any]) -> Tuple[Path, Path]:
     """The two files of a checkpoint."""
     folder = Path(source)
-    if folder.is_dir():
+    if str(source) and folder.is_dir():
         for name in (_CONFIG, _WEIGHTS):
             if not (folder / name).is_file():
                 raise ValueError(f"{folder} is no published checkpoint: it has no {name!r}")
@@ -272,6 +283,8 @@ def _locate(source: Union[str, Path], hub: Dict[str, Any]) -> Tuple[Path, Path]:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    # Its transport's errors have no name that the library promises, but are what its own are.
+    hub_errors: Any = (*HfHubHTTPError.__mro__[:2], HFValidationError, OSError)
     try:
         files = [Path(hf_hub_download(name, file, **hub)) for file in (_CONFIG, _WEIGHTS)]
     except LocalEntryNotFoundError as error:
@@ -279,7 +292,7 @@ def _locate(source: Union[str, Path], hub: Dict[str, Any]) -> Tuple[Path, Path]:
             f"{name!r} is not in the cache and cannot be downloaded, because this machine is "
             "offline or was told to be: download it where there is a network and give its folder"
         ) from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except hub_errors as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"{name!r} cannot be downloaded: {reason}") from error
     return files[0], files[1]

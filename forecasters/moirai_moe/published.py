@@ -124,6 +124,31 @@ def settings_to_published(config: MoiraiMoEConfig) -> Dict[str, Any]:
     return published
 
 
+def check_uni2ts_can_compute(weights: Mapping[str, Tensor], config: MoiraiMoEConfig) -> None:
+    """Refuse what the published format holds and uni2ts computes otherwise.
+
+    Raises
+    ------
+    ValueError
+        If the network has a setting that uni2ts does not know, or weights that it leaves out: of
+        a parameter of several numbers, those behind the first steps of a smaller patch.
+    """
+    for name in sorted(set(settings_to_published(config)) & set(_OPTIONAL)):
+        ours = "top_k" if name == "num_experts_per_token" else name
+        raise ValueError(f"{ours}={getattr(config, ours)} is nothing that uni2ts computes")
+    largest, start = max(config.trained_patch_sizes), 0
+    for size in config.distr_output.args_dim.values():
+        rows = weights["parameter_projection.weight"][:, start : start + size * largest]
+        for patch_size, of_size in zip(config.trained_patch_sizes, rows):
+            steps = torch.arange(len(of_size)) % largest < patch_size
+            if of_size[size * patch_size :][steps[size * patch_size :]].any():
+                raise ValueError(
+                    f"patches of {patch_size} steps are nothing that uni2ts computes with this "
+                    "head: it leaves out part of its weights"
+                )
+        start += size * largest
+
+
 class _Place(NamedTuple):
     """Where a published tensor, or one layer of it, lies in a network."""
 

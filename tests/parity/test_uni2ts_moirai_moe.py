@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Iterable
 
 import pytest
 import torch
@@ -296,10 +296,11 @@ class SharedDraws:
     case
         What is forecast.
     levels
-        ``[patch, sample, batch, step, channel]``, between 0 and 1.
+        Of each patch ``[sample, batch, step, channel]``, between 0 and 1; or with batch before
+        sample for our cached steps.
     """
 
-    def __init__(self, case: Case, levels: Tensor) -> None:
+    def __init__(self, case: Case, levels: Iterable[Tensor]) -> None:
         self.case = case
         self.levels = levels
 
@@ -379,43 +380,43 @@ def test_reencoded_paths_are_equal_given_the_same_draws(
     torch.testing.assert_close(ours / deviation, theirs / deviation, rtol=1e-4, atol=1e-4)
 
 
-def test_cached_paths_are_others_than_uni2ts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the second patch on, because location and scale stay those of the context."""
+def test_cached_paths_are_others_from_the_second_patch_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Because location and scale stay those of the context."""
     case = CASES["univariate"]
     shape = (case.num_future, SAMPLES, BATCH, case.patch_size, case.target_dim)
     levels = torch.rand(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    paths = {}
-    for decoding in ("cached", "reencode"):
+    paths = []
+    for decoding, in_order in (
+        ("cached", [levels[0], *levels[1:].transpose(1, 2)]),
+        ("reencode", levels),
+    ):
         pair = pair_of(case, decoding)
-        if decoding == "cached":
-            # Its later patches are drawn series by series, not sample by sample.
-            levels_of = [levels[0], *levels[1:].transpose(1, 2)]
-        else:
-            levels_of = list(levels)
-        draws = SharedDraws(case, levels)
-        draws.levels = levels_of  # type: ignore[assignment]
-        monkeypatch.setattr(AffineDistribution, "sample", draws.of_ours())
+        monkeypatch.setattr(AffineDistribution, "sample", SharedDraws(case, in_order).of_ours())
         with torch.no_grad():
-            paths[decoding], _ = pair.network.sample_paths(pair.inputs, case.patch_size, SAMPLES)
+            paths.append(pair.network.sample_paths(pair.inputs, case.patch_size, SAMPLES)[0])
+    cached, reencoded = paths
     first = slice(0, case.patch_size)
-    torch.testing.assert_close(paths["cached"][:, :, first], paths["reencode"][:, :, first])
-    later = (paths["cached"] - paths["reencode"])[:, :, case.patch_size :]
+    torch.testing.assert_close(cached[:, :, first], reencoded[:, :, first])
+    later = (cached - reencoded)[:, :, case.patch_size :]
     assert (later.abs().amax(dim=(0, 2)) > 1e-3).all()
 
 
-def our_network(sizes: tuple[int, ...] = (8, 16)) -> MoiraiMoENetwork:
-    """A network of ours that uni2ts can hold, every number in it random."""
+def our_network(**settings: Any) -> MoiraiMoENetwork:
+    """A network of ours, of uni2ts's architecture unless told otherwise, every number random."""
     torch.manual_seed(4)
     config = MoiraiMoEConfig(
-        window=Case(patch_sizes=sizes).window,
-        distr_output=HEAD,
-        scaling="regularised_std",
-        patch_sizes=sizes,
-        d_model=128,
-        d_ff=64,
-        num_layers=2,
-        num_heads=2,
-        max_seq_len=64,
+        **{
+            "window": Case().window,
+            "distr_output": HEAD,
+            "scaling": "regularised_std",
+            "patch_sizes": (16,),
+            "d_model": 128,
+            "d_ff": 64,
+            "num_layers": 2,
+            "num_heads": 2,
+            "max_seq_len": 64,
+            **settings,
+        }
     )
     network = MoiraiMoENetwork(config).eval()
     with torch.no_grad():
@@ -442,6 +443,24 @@ def test_our_weights_go_to_uni2ts_and_back_unchanged() -> None:
     assert back.config.trained_patch_sizes == network.config.trained_patch_sizes
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_experts": 16},
+        {"top_k": 1},
+        {"num_heads": 4},
+        {"covariates_ahead": True},
+        {"scaling": "std"},
+        {"patch_sizes": (8, 16)},
+    ],
+    ids=str,
+)
+def test_what_uni2ts_would_take_for_something_else_is_refused(settings: dict[str, Any]) -> None:
+    """uni2ts ignores settings that it does not know, and weights that it finds or lacks."""
+    with pytest.raises(ValueError, match=next(iter(settings)).replace("patch_sizes", "patches")):
+        network_to_uni2ts(our_network(**settings))
+
+
 @pytest.mark.parametrize("name", ["univariate", "smallest patches of three", "sizes out of order"])
 def test_uni2ts_weights_come_to_us_and_back_unchanged(name: str) -> None:
     case = CASES[name]
@@ -454,7 +473,7 @@ def test_uni2ts_weights_come_to_us_and_back_unchanged(name: str) -> None:
 
 
 @pytest.fixture
-def case() -> Iterator[Case]:
+def case() -> Case:
     return Case(patch_sizes=(8, 16), target_dim=2, known=1)
 
 

@@ -284,6 +284,7 @@ def without(name: str) -> Callable[[dict], Any]:
         (set_to(patch_sizes=["16"]), r"patch_sizes=\['16'\] are no sizes"),
         (set_to(distr_output="student_t"), "distr_output='student_t' is no dict"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_configuration_of_another_architecture(
     folder: Path, change: Callable[[dict], Any], essential: str
@@ -348,6 +349,12 @@ def test_a_configuration_that_the_weights_do_not_fit(
     with pytest.raises(ValueError, match=f"do not fit the network: .*{essential}") as caught:
         read(folder)
     assert str(folder / "model.safetensors") in str(caught.value)
+
+
+def test_sizes_beyond_all_memory_are_compared_before_any_is_taken(folder: Path) -> None:
+    rewrite(folder, set_to(d_model=2**20))
+    with pytest.raises(ValueError, match="do not fit the network"):
+        read(folder)
 
 
 def test_weights_that_the_configuration_does_not_fit(folder: Path) -> None:
