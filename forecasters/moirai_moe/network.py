@@ -34,13 +34,13 @@ class Variates(NamedTuple):
     patches
         ``[B, L, C, P]``.
     present
-        Which patches are none of the padding before a series ``[B, L]``.
+        Which patches are none of the padding before a series ``[B, L]``; ``None`` if all are.
     loc, scale
         Of the target ``[B, 1, C]``.
     """
 
     patches: Tensor
-    present: Tensor
+    present: Optional[Tensor]
     loc: Tensor
     scale: Tensor
 
@@ -144,8 +144,8 @@ class MoiraiMoENetwork(ForecastNetwork):
         """Paths ``[sample, batch, horizon, channel]``; see :mod:`.decoding`."""
         from .decoding import PathSampler
 
-        sampler = PathSampler(self, inputs, patch_size)
-        return sampler.sample(num_samples)[:, :, self.window.lead_time :], sampler.routings
+        paths, routings = PathSampler(self, inputs, patch_size).sample(num_samples)
+        return paths[:, :, self.window.lead_time :], routings
 
     def window_losses(
         self, batch: Mapping[str, Tensor], patch_size: int
@@ -222,8 +222,9 @@ class MoiraiMoENetwork(ForecastNetwork):
         patches = torch.cat(scaled, dim=-1).unflatten(1, (-1, patch_size)).transpose(-1, -2)
         past = steps // patch_size - future
         present = _present(observed_BTC[:, : past * patch_size], patch_size)
-        present = F.pad(present, (0, future), value=True)
-        return Variates(patches, present, loc, scale)
+        if present.all():
+            return Variates(patches, None, loc, scale)
+        return Variates(patches, F.pad(present, (0, future), value=True), loc, scale)
 
     def known_covariates(self, inputs: Mapping[str, Tensor], patch_size: int) -> Tensor:
         """Standardised covariates known in advance ``[B, T, C]``, in whole patches.
@@ -309,13 +310,14 @@ class MoiraiMoENetwork(ForecastNetwork):
     ) -> Visibility:
         """Tokens see those of their own time and before, but no padding."""
         present = variates.present
-        num_patches = present.shape[1]
+        if present is None and num_variates == 1:
+            return Visibility(None, None)
+        num_patches, device = variates.patches.shape[1], variates.patches.device
+        if present is None:
+            present = torch.ones(1, num_patches, dtype=torch.bool, device=device)
         past_only = inputs.get(PAST_FEAT_DYNAMIC_REAL)
         context = self.config.num_context_patches(variates.patches.shape[-1])
-        device = present.device
         variate = torch.arange(num_variates, device=device).repeat(num_patches)
-        if num_variates == 1 and bool(present.all()):
-            return Visibility(None, None)
         time = torch.arange(num_patches, device=device).repeat_interleave(num_variates)
         keys = present.repeat_interleave(num_variates, dim=1)
         if past_only is not None and num_patches > context:
