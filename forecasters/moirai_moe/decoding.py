@@ -65,7 +65,7 @@ class PathSampler:
 
     def _sample(self, num_samples: int) -> Paths:
         hidden, routings, caches = self.network.encode(
-            self.context, self.inputs, self.patch_size, last=1
+            self.context, self.inputs, self.patch_size, last=1, keep=True
         )
         first = self.network.parameters_after(hidden, self.patch_size)
         batch, past, variates, _ = self.context.patches.shape

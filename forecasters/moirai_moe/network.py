@@ -263,6 +263,7 @@ class MoiraiMoENetwork(ForecastNetwork):
         inputs: Mapping[str, Tensor],
         patch_size: int,
         last: Optional[int] = None,
+        keep: bool = False,
     ) -> Tuple[Tensor, Dict[str, Routing], List[KeysAndValues]]:
         """Features of the target's tokens, the routers' decisions, and keys and values.
 
@@ -270,12 +271,14 @@ class MoiraiMoENetwork(ForecastNetwork):
         ----------
         last
             Number of patches at the end whose features are wanted; ``None`` for all.
+        keep
+            Whether to keep keys and values.
 
         Returns
         -------
         hidden, routings, caches
-            ``[B, L, C, D]``, C of the target only; a routing and a pair of keys and values for
-            each layer.
+            ``[B, L, C, D]``, C of the target only; a routing and, if kept, a pair of keys and
+            values for each layer.
         """
         embedded = self.embed(variates.patches, inputs, patch_size)
         num_patches, num_variates = embedded.shape[1:3]
@@ -293,7 +296,8 @@ class MoiraiMoENetwork(ForecastNetwork):
             else:
                 x_BSD, routing, cache = layer(x_BSD, rotation, seen, wanted)
             routings[f"layers.{i}.router"] = routing
-            caches.append(cache)
+            if keep:
+                caches.append(cache)
         hidden = self.norm(x_BSD).unflatten(1, (-1, num_variates))
         return hidden[:, :, : self.window.target_dim], routings, caches
 

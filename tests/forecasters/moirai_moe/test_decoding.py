@@ -87,7 +87,7 @@ def draw(
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr(network, "parameters_after", record)
         torch.manual_seed(0)
-        paths = PathSampler(network, inputs, patch_size).sample(num_samples)
+        paths, _ = PathSampler(network, inputs, patch_size).sample(num_samples)
     return Drawn(paths, recorded[0], recorded[1:])
 
 
