@@ -234,9 +234,9 @@ def main() -> None:
             print(f"| {set_name} | {name} | " + " | ".join(cells) + " |", flush=True)
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+def add_run_arguments(parser: argparse.ArgumentParser, steps: int = 1000) -> None:
     """How to run, for all benchmarks of accuracy."""
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--accelerator", default="cpu", help="as Lightning names it")
     parser.add_argument("--threads", type=int, default=1, help="per process")
     parser.add_argument("--jobs", type=int, default=1, help="processes at once")

@@ -106,7 +106,8 @@ class MoEEstimator(PyTorchLightningEstimator):
     Parameters
     ----------
     freq
-        Frequency of the series, a pandas alias, old or new.
+        Frequency of the series, a pandas alias, old or new. ``None`` takes series of any, together
+        too, whose start is a period; ``context_length`` and ``patch_size`` must then be numbers.
     prediction_length
         Number of steps to forecast.
     context_length
@@ -171,7 +172,7 @@ class MoEEstimator(PyTorchLightningEstimator):
 
     def __init__(
         self,
-        freq: str,
+        freq: Optional[str],
         prediction_length: int,
         context_length: Optional[int] = None,
         lead_time: int = 0,
@@ -216,6 +217,8 @@ class MoEEstimator(PyTorchLightningEstimator):
                 f"cardinality, which is {cardinality}"
             )
         if context_length is None:
+            if freq is None:
+                raise ValueError("freq=None tells no context_length: give it as a number")
             context_length = default_context_length(freq, prediction_length)
         self.window = WindowConfig(
             freq=freq,

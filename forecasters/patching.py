@@ -4,7 +4,7 @@ As in MOIRAI (Woo et al. 2024, appendix B): each series holds out the last ``pre
 steps of its history, every candidate forecasts them, and the likeliest is taken.
 """
 
-from typing import Any, List, Sequence, Tuple, Union
+from typing import Any, List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ def candidate_patch_sizes(freq: str, context_length: int) -> Tuple[int, ...]:
 
 
 def resolve_patch_sizes(
-    patch_size: Union[int, str, Sequence[int]], freq: str, context_length: int
+    patch_size: Union[int, str, Sequence[int]], freq: Optional[str], context_length: int
 ) -> Tuple[int, ...]:
     """The patch sizes a network has weights for.
 
@@ -65,6 +65,8 @@ def resolve_patch_sizes(
         If it is neither, lies outside 1…context_length, or the frequency has no candidates.
     """
     if patch_size == "auto":
+        if freq is None:
+            raise ValueError("patch_size='auto' needs freq, which is None: give one or several")
         return tuple(sorted({1, *candidate_patch_sizes(freq, context_length)}))
     sizes: List[Any] = list(patch_size) if isinstance(patch_size, (list, tuple)) else [patch_size]
     for size in sizes:

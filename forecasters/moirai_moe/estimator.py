@@ -4,7 +4,12 @@ from typing import Any, Dict, Optional
 
 from typing_extensions import Unpack
 
-from ..estimator import MoEEstimator, SharedSettings, takes_shared_settings
+from ..estimator import (
+    MoEEstimator,
+    SharedSettings,
+    default_context_length,
+    takes_shared_settings,
+)
 from ..network import ForecastNetwork
 from .config import MoiraiMoEConfig
 from .network import MoiraiMoENetwork
@@ -87,7 +92,7 @@ class MoiraiMoEEstimator(MoEEstimator):
     @takes_shared_settings(patch_size=16, lr=1e-3, weight_decay=0.1)
     def __init__(
         self,
-        freq: str,
+        freq: Optional[str],
         prediction_length: int,
         context_length: Optional[int] = None,
         pretrained: Optional[str] = None,
@@ -137,13 +142,15 @@ class MoiraiMoEEstimator(MoEEstimator):
                     )
             shared["distr_output"] = fixed["distr_output"]
             shared["scaling"] = fixed["scaling"]
+            if context_length is None and freq is not None:
+                context_length = default_context_length(freq, prediction_length)
+            sizes = checkpoint.choose_patch_sizes(shared["patch_size"], context_length or 0)
+            shared["patch_size"] = list(sizes)
         super().__init__(freq, prediction_length, context_length, **shared)
-        patch_size = shared["patch_size"]
-        if checkpoint is not None:
-            self.patch_sizes = checkpoint.choose_patch_sizes(patch_size, self.context_length)
-        else:
+        if checkpoint is None:
             longer = tuple(size for size in self.patch_sizes if size > 1)
-            self.patch_sizes = longer if patch_size == "auto" and longer else self.patch_sizes
+            if shared["patch_size"] == "auto" and longer:
+                self.patch_sizes = longer
             architecture["trained_patch_sizes"] = self.patch_sizes
             architecture["distr_output"] = self.distr_output
             architecture["scaling"] = self.scaling
