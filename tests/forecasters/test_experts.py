@@ -5,7 +5,7 @@ from typing import Optional
 
 import pytest
 import torch
-from moecast.forecasters.moe import LinearExperts, ResidualMLPExperts
+from moecast.forecasters.moe import GatedExperts, LinearExperts, ResidualMLPExperts, Routing
 from torch import nn
 from torch.nn import functional as F
 
@@ -24,6 +24,16 @@ class DoublingBackend:
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, mixture: torch.Tensor
     ) -> torch.Tensor:
         return 2 * x
+
+    def gated_ffn(self, x: torch.Tensor, *weights_and_stacks: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+
+def random_routing(*shape: int, experts: int, top_k: int) -> Routing:
+    """Of tokens of this shape."""
+    scores = torch.randn(*shape, experts).softmax(dim=-1)
+    weights, ids = scores.topk(top_k, dim=-1)
+    return Routing(weights / weights.sum(dim=-1, keepdim=True), ids, scores)
 
 
 @pytest.mark.parametrize("num_channels", [None, 3])
@@ -66,6 +76,8 @@ def test_a_given_backend_computes() -> None:
     assert torch.equal(experts.mix(x, torch.ones(4, 2)), 2 * x)
     residual = ResidualMLPExperts(1, 3, 3, backend=backend)  # type: ignore[arg-type]
     assert residual.expand.backend is residual.contract.backend is backend
+    gated = GatedExperts(2, 3, 3, backend=backend)  # type: ignore[arg-type]
+    assert torch.equal(gated(x, random_routing(4, experts=2, top_k=1)), 2 * x)
 
 
 @pytest.mark.parametrize("num_channels", [None, 2])
@@ -100,3 +112,56 @@ def test_hidden_units_are_dropped_in_training_only() -> None:
     # Dropout keeps the mean: the average over many draws is the output without it.
     average = torch.stack([experts.train()(x) for _ in range(2000)]).mean(dim=0)
     torch.testing.assert_close(average, without(x), atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 4])
+@pytest.mark.parametrize("shape", [(6,), (2, 3)])
+def test_gated_experts_are_mixed_with_each_tokens_weights(
+    shape: tuple[int, ...], top_k: int
+) -> None:
+    torch.manual_seed(0)
+    experts = GatedExperts(4, 3, 5)
+    x, routing = torch.randn(*shape, 3), random_routing(*shape, experts=4, top_k=top_k)
+    outputs = experts(x, routing)
+    assert outputs.shape == x.shape
+    mixture = routing.dense_weights()
+    expected = torch.zeros_like(x)
+    for expert in range(4):
+        gate, up = (x @ experts.expand[expert]).split(5, dim=-1)
+        own = (gate * torch.sigmoid(gate) * up) @ experts.contract[expert]
+        expected = expected + mixture[..., expert, None] * own
+    torch.testing.assert_close(outputs, expected)
+
+
+def test_gated_experts_start_like_linear_layers_without_bias() -> None:
+    torch.manual_seed(0)
+    experts = GatedExperts(3, 100, 50)
+    assert set(experts.state_dict()) == {"expand", "contract"}
+    for weight, features in ((experts.expand, 100), (experts.contract, 50)):
+        assert 0.9 < weight.abs().max() * math.sqrt(features) <= 1
+        assert not torch.equal(weight[0], weight[1])
+
+
+def test_gated_experts_drop_outputs_in_training_only() -> None:
+    torch.manual_seed(0)
+    experts = GatedExperts(2, 400, 4, dropout=0.25)
+    without = GatedExperts(2, 400, 4)
+    without.load_state_dict(experts.state_dict())
+    x, routing = torch.randn(5, 400), random_routing(5, experts=2, top_k=1)
+    outputs, expected = experts(x, routing), without(x, routing)
+    kept = outputs != 0
+    assert (~kept).float().mean().item() == pytest.approx(0.25, abs=0.04)
+    torch.testing.assert_close(outputs[kept], expected[kept] / 0.75)
+    assert torch.equal(experts.eval()(x, routing), expected)
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_gradients_reach_the_chosen_gated_experts_and_no_other(top_k: int) -> None:
+    torch.manual_seed(0)
+    experts = GatedExperts(5, 3, 4)
+    routing = random_routing(1, experts=5, top_k=top_k)
+    experts(torch.randn(1, 3), routing).square().sum().backward()
+    for weight in (experts.expand, experts.contract):
+        assert weight.grad is not None
+        touched = weight.grad.flatten(1).any(dim=1).nonzero().flatten().tolist()
+        assert touched == sorted(routing.ids_TK.flatten().tolist())

@@ -106,8 +106,7 @@ def test_features_need_no_future_in_training() -> None:
             [
                 "feat_dynamic_real has 5 steps",
                 "target (3 steps)",
-                "lead_time=1",
-                "prediction_length=2",
+                "3 steps of lead_time and prediction_length",
             ],
         ),
         (

@@ -75,6 +75,14 @@ def test_resolved_sizes() -> None:
     assert resolve_patch_sizes("auto", "h", 10) == (1,)
     assert resolve_patch_sizes(7, "h", 7) == (7,)
     assert resolve_patch_sizes(7, "ms", 7) == (7,)
+    assert resolve_patch_sizes([8, 2, 8, 4], "h", 10) == (2, 4, 8)
+    assert resolve_patch_sizes((3, 1), "h", 10) == (1, 3)
+    assert resolve_patch_sizes([5], None, 10) == resolve_patch_sizes(5, None, 10) == (5,)
+
+
+def test_candidates_need_a_frequency() -> None:
+    with pytest.raises(ValueError, match=r"patch_size='auto' needs freq, which is None: give one"):
+        resolve_patch_sizes("auto", None, 64)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +93,11 @@ def test_resolved_sizes() -> None:
         ("all", "patch_size='all' must be a whole number or 'auto'"),
         (2.0, "patch_size=2.0 must be a whole number or 'auto'"),
         (True, "patch_size=True must be a whole number or 'auto'"),
+        ([4, 0], "patch_size=0 must lie between 1 and context_length=10"),
+        ([4, 11, 12], "patch_size=11 must lie between 1 and context_length=10"),
+        ([4, 2.0], "patch_size=2.0 must be a whole number or 'auto'"),
+        ([4, "auto"], "patch_size='auto' must be a whole number or 'auto'"),
+        ([], r"patch_size=\[\] must hold at least one size"),
     ],
 )
 def test_impossible_sizes_are_refused(patch_size: Any, message: str) -> None:

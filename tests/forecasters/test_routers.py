@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moecast.forecasters.moe import LinearExperts, MLPRouter, Router, Routing
+from moecast.forecasters.moe import CentroidRouter, LinearExperts, MLPRouter, Router, Routing
 from torch import Tensor
 
 
@@ -131,6 +131,58 @@ def test_every_channel_gets_logits_of_its_own() -> None:
         rows = slice(4 * channel, 4 * channel + 4)
         logits = hidden @ router.output.weight[rows].T + router.output.bias[rows]
         torch.testing.assert_close(routing.scores_TE[:, channel], logits.softmax(dim=-1))
+
+
+def distances(features: Tensor, centroids: Tensor) -> Tensor:
+    """``[…, E]`` of ``[…, F]``."""
+    return (features.unsqueeze(-2) - centroids).square().sum(dim=-1).sqrt()
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 5, None])
+@pytest.mark.parametrize("shape", [(1,), (40,), (2, 3)])
+def test_the_farthest_centroids_are_chosen(shape: tuple[int, ...], top_k: Optional[int]) -> None:
+    torch.manual_seed(0)
+    router = CentroidRouter(4, num_experts=5, top_k=top_k).double()
+    features = torch.randn(*shape, 4, dtype=torch.float64)
+    routing = router(features)
+    assert routing.weights_TK.shape == routing.ids_TK.shape == (*shape, top_k or 5)
+    far = distances(features, router.centroids_EF)
+    torch.testing.assert_close(routing.scores_TE, far.softmax(dim=-1))
+    for position in torch.cartesian_prod(*map(torch.arange, shape)).reshape(-1, len(shape)):
+        at = tuple(position.tolist())
+        farthest = sorted(range(5), key=lambda expert: -far[at][expert])[: top_k or 5]
+        total = sum(math.exp(far[at][expert]) for expert in farthest)
+        expected = {expert: math.exp(far[at][expert]) / total for expert in farthest}
+        routed = dict(zip(routing.ids_TK[at].tolist(), routing.weights_TK[at].tolist()))
+        assert routed == pytest.approx(expected)
+
+
+def test_hand_computed_distances() -> None:
+    router = CentroidRouter(2, num_experts=3, top_k=2)
+    centroids = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
+    router.load_state_dict({"centroids_EF": centroids.double()})
+    routing = router(torch.zeros(1, 1, 2))
+    assert routing.ids_TK.tolist() == [[[1, 2]]]
+    far = torch.tensor([5.0, 1.0]).softmax(dim=-1)
+    torch.testing.assert_close(routing.weights_TK, far.reshape(1, 1, 2))
+
+
+def test_centroids_are_kept_in_double_precision_and_learn() -> None:
+    torch.manual_seed(0)
+    router = CentroidRouter(3, num_experts=4, top_k=2)
+    features = torch.randn(2, 6, 3)
+    routing = router(features)
+    assert router.state_dict()["centroids_EF"].dtype == torch.float64
+    assert routing.weights_TK.dtype == routing.scores_TE.dtype == torch.float32
+    expected = distances(features.double(), router.centroids_EF).softmax(dim=-1)
+    torch.testing.assert_close(routing.scores_TE.double(), expected, rtol=1e-4, atol=1e-5)
+
+    routing.weights_TK[..., 0].sum().backward()
+    gradient = router.centroids_EF.grad
+    assert gradient is not None
+    assert gradient.dtype == torch.float64
+    touched = set(gradient.any(dim=-1).nonzero().flatten().tolist())
+    assert touched == set(routing.ids_TK.flatten().tolist())
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 3])

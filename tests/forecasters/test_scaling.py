@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from gluonts.torch.distributions import BetaOutput, NormalOutput, PoissonOutput
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moecast.forecasters.scaling import WindowScaler
+from moecast.distributions import resolve_head
+from moecast.forecasters.network import resolve_scaling
+from moecast.forecasters.scaling import SCALINGS, WindowScaler
 from torch import Tensor
 
 
@@ -59,7 +63,7 @@ def test_scaling_follows_shift_and_scale(seed: int, factor: float, shifts: float
     torch.testing.assert_close(enlarged_scale, scale * factor)
 
 
-@pytest.mark.parametrize("scaling", ["std", "mean", "none"])
+@pytest.mark.parametrize("scaling", SCALINGS)
 def test_only_the_windows_own_context_counts(scaling: str) -> None:
     values, observed = random_windows(1)
     together = WindowScaler(scaling)(values, observed)
@@ -111,5 +115,91 @@ def test_where_nothing_is_observed_the_filled_in_values_count(scaling: str) -> N
 
 @pytest.mark.parametrize("scaling", ["STD", "", "robust"])
 def test_unknown_scalings_are_refused(scaling: str) -> None:
-    with pytest.raises(ValueError, match=f"scaling='{scaling}' is unknown: choose one of std, mea"):
+    with pytest.raises(ValueError, match=f"scaling='{scaling}' is unknown: choose one of std, "):
         WindowScaler(scaling)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(0, 2**16),
+    st.sampled_from([1e-3, 1.0, 1e3]),
+    st.sampled_from([0.0, -1.0, 1e6]),
+    st.floats(0.0, 0.9),
+)
+def test_regularised_std_is_moirais_in_double_precision(
+    seed: int, spread: float, level: float, missing: float
+) -> None:
+    """Of single numbers, too: a variance of 1 about a level of a million is lost in theirs."""
+    values, observed = random_windows(seed, missing)
+    values, observed = (values * spread + level).float(), observed.float()
+    junk = torch.where(observed == 1, values, torch.full_like(values, 1e9))
+    scaled, loc, scale = WindowScaler("regularised_std")(junk, observed)
+    assert loc.shape == scale.shape == (3, 1, 2)
+    assert loc.dtype == scale.dtype == scaled.dtype == torch.float32
+    for window in range(3):
+        for channel in range(2):
+            seen = observed[window, :, channel] == 1
+            known = values[window, seen, channel].numpy().astype(np.float64)
+            deviation = np.sqrt(known.var(ddof=1) + 1e-5)
+            assert loc[window, 0, channel].item() == pytest.approx(known.mean(), rel=1e-6, abs=1e-9)
+            assert scale[window, 0, channel].item() == pytest.approx(deviation, rel=1e-6)
+    torch.testing.assert_close(scaled, (junk - loc) / scale)
+
+
+@pytest.mark.parametrize("seen", [(4,), ()], ids=["one value", "none"])
+def test_regularised_std_without_a_variance(seen: tuple[int, ...]) -> None:
+    """One value is its own mean; without any, the filled-in values tell the location alone."""
+    values = torch.arange(6.0).reshape(1, 6, 1) ** 2
+    observed = torch.zeros_like(values)
+    observed[:, list(seen)] = 1.0
+    _, loc, scale = WindowScaler("regularised_std")(values, observed)
+    assert loc.item() == pytest.approx(16.0 if seen else 55 / 6)
+    assert scale.item() == pytest.approx(math.sqrt(1e-5))
+
+
+def test_regularised_std_of_a_constant_window_is_that_of_the_added_variance() -> None:
+    values = torch.full((1, 7, 1), 123456.789)
+    scaled, loc, scale = WindowScaler("regularised_std")(values, torch.ones_like(values))
+    assert loc.item() == values[0, 0, 0].item()
+    assert scale.item() == pytest.approx(math.sqrt(1e-5))
+    assert torch.equal(scaled, torch.zeros_like(scaled))
+
+
+# Which scalings a head's support allows, the default first.
+REAL = ("std", "regularised_std", "mean", "none")
+NOT_SHIFTED = ("mean", "none")
+BOUNDED = ("none",)
+
+
+@pytest.mark.parametrize(
+    ("head", "allowed"),
+    [
+        ("student_t", REAL),
+        ("moirai_mixture", REAL),
+        ("quantile(0.1, 0.9)", REAL),
+        (NormalOutput(), REAL),
+        ("negative_binomial", NOT_SHIFTED),
+        ("poisson", NOT_SHIFTED),
+        ("gamma", NOT_SHIFTED),
+        ("log_normal", NOT_SHIFTED),
+        ("mixture(poisson, negative_binomial)", NOT_SHIFTED),
+        (PoissonOutput(), NOT_SHIFTED),
+        ("beta", BOUNDED),
+        (BetaOutput(), BOUNDED),
+    ],
+    ids=str,
+)
+def test_heads_allow_the_scalings_that_keep_their_support(
+    head: Any, allowed: tuple[str, ...]
+) -> None:
+    head = resolve_head(head)
+    assert resolve_scaling("auto", head) == allowed[0]
+    assert resolve_scaling(None, head) == "none"
+    for scaling in allowed:
+        assert resolve_scaling(scaling, head) == scaling
+    for scaling in set(SCALINGS) - set(allowed):
+        message = f"scaling='{scaling}' takes values out of .*: use scaling='{allowed[0]}' or 'auto'"
+        with pytest.raises(ValueError, match=message):
+            resolve_scaling(scaling, head)
+    with pytest.raises(ValueError, match="scaling='robust' is unknown"):
+        resolve_scaling("robust", head)
