@@ -58,7 +58,8 @@ class Head(DistributionOutput):
     Raises
     ------
     ValueError
-        If the loss is unknown or has no formula for this head, or ``beta`` is negative.
+        If the loss is unknown or has no formula for this head, or ``beta`` is negative, or set
+        with another loss than the likelihood.
     """
 
     parameters: ClassVar[Mapping[str, ParameterMap]] = {}
@@ -80,6 +81,8 @@ class Head(DistributionOutput):
             )
         if not beta >= 0:
             raise ValueError(f"beta={beta} must not be negative")
+        if beta and loss != "nll":
+            raise ValueError(f"beta={beta} weights likelihoods: it needs loss='nll', not {loss!r}")
         self.loss_name = loss
 
     @property

@@ -30,9 +30,10 @@ class DoublingBackend:
 
 
 def random_routing(*shape: int, experts: int, top_k: int) -> Routing:
-    """Of tokens of this shape."""
+    """Of tokens of this shape, each with experts in ascending order."""
     scores = torch.randn(*shape, experts).softmax(dim=-1)
-    weights, ids = scores.topk(top_k, dim=-1)
+    ids = scores.topk(top_k, dim=-1).indices.sort(dim=-1).values
+    weights = scores.gather(-1, ids)
     return Routing(weights / weights.sum(dim=-1, keepdim=True), ids, scores)
 
 
