@@ -2,7 +2,7 @@
 
 import os
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
@@ -15,8 +15,16 @@ def describe_machine() -> str:
             names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
         processor = names[0] if names else processor
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    versions = ", ".join(f"{name} {version(name)}" for name in ("moecast", "torch", "gluonts"))
+    versions = ", ".join(f"{name} {version_of(name)}" for name in ("moecast", "torch", "gluonts"))
     return (
         f"{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {accelerator}; "
         f"Python {platform.python_version()}, {versions}"
     )
+
+
+def version_of(package: str) -> str:
+    """Its version, where it is installed and not only on the path."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "from the path"
