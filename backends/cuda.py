@@ -117,9 +117,10 @@ def gated_ffn(
     per_expert = torch.stack([(counts + _ROWS - 1) // _ROWS, counts])
     torch.cumsum(per_expert, dim=1, dtype=torch.int32, out=tables[:, 1:])
     first_tile, first_row = tables
-    x = x_TI.contiguous()
+    x, expand_EIF, contract_EFO = (t.contiguous() for t in (x_TI, expand_EIF, contract_EFO))
     hidden = x.new_empty(num_rows, hidden_features)
-    outputs = x.new_empty(num_rows, features)
+    out_features = contract_EFO.shape[2]
+    outputs = x.new_empty(num_rows, out_features)
     num_tiles = num_rows // _ROWS + num_experts
     precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
     shape = {"rows": _ROWS, "columns": _COLUMNS, "depth": _DEPTH}
@@ -127,8 +128,8 @@ def gated_ffn(
         x, (order // top_k).int(), expand_EIF, hidden, first_tile, first_row,
         features, hidden_features, num_experts=num_experts, precision=precision, **shape,
     )  # fmt: skip
-    _contract_kernel[(num_tiles, triton.cdiv(features, _COLUMNS))](
+    _contract_kernel[(num_tiles, triton.cdiv(out_features, _COLUMNS))](
         hidden, order.int(), weights_TK.contiguous(), contract_EFO, outputs, first_tile, first_row,
-        hidden_features, features, num_experts=num_experts, precision=precision, **shape,
+        hidden_features, out_features, num_experts=num_experts, precision=precision, **shape,
     )  # fmt: skip
     return outputs.unflatten(0, (-1, top_k)).sum(dim=1)

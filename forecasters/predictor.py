@@ -116,8 +116,11 @@ class MoEPredictor(PyTorchPredictor):
         Raises
         ------
         ValueError
-            If an entry lacks a field, or a field has the wrong shape.
+            If an entry lacks a field, a field has the wrong shape, or ``num_samples`` is less
+            than 1.
         """
+        if num_samples is not None and num_samples < 1:
+            raise ValueError(f"num_samples={num_samples} must be at least 1")
         self.expert_usage = ExpertUsage()
         self.network.eval()
         position = 0

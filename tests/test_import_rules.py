@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 from typing import Iterator
@@ -141,3 +142,24 @@ def test_the_rules_see_what_breaks_them(module: str, source: str, forbidden: lis
     found = violations(source, module, {"forecasters.mole", "forecasters.other"})
     assert len(found) == len(forbidden)
     assert all(name.startswith(start) for name, start in zip(found, forbidden))
+
+
+# What only some need, and what takes seconds to import; the libraries that every forecaster
+# stands on are imported first, and answer for themselves.
+ON_DEMAND = {"huggingface_hub", "jax", "moecast.backends.cuda", "triton", "uni2ts"}
+IMPORTING = """
+import sys
+import gluonts.torch, lightning.pytorch
+before = set(sys.modules)
+import moecast.forecasters
+print(*sorted(set(sys.modules) - before))
+"""
+
+
+def test_forecasters_import_what_is_needed_on_demand_only() -> None:
+    output = subprocess.run(
+        [sys.executable, "-c", IMPORTING], check=True, capture_output=True, text=True, timeout=120
+    ).stdout
+    imported = set(output.split())
+    assert "moecast.forecasters.moirai_moe.predictor" in imported
+    assert imported & ON_DEMAND == set()

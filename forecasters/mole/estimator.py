@@ -71,7 +71,7 @@ class MoLEEstimator(MoEEstimator):
     @takes_shared_settings()
     def __init__(
         self,
-        freq: str,
+        freq: Optional[str],
         prediction_length: int,
         context_length: Optional[int] = None,
         num_experts: int = 8,

@@ -179,7 +179,14 @@ KERNEL_PROBLEMS = {
     "one expert": {"tokens": 33, "experts": 1, "top_k": 1},
     "all experts": {"tokens": 9, "experts": 3, "top_k": 3},
     "whole tiles": {"tokens": 64, "experts": 2, "top_k": 1, "features": 64, "hidden": 64},
-    "idle experts": {"tokens": 75, "experts": 5, "top_k": 2, "features": 40, "hidden": 70, "busy": 2},
+    "idle experts": {
+        "tokens": 75,
+        "experts": 5,
+        "top_k": 2,
+        "features": 40,
+        "hidden": 70,
+        "busy": 2,
+    },
     "narrow": {"tokens": 70, "experts": 4, "top_k": 1, "features": 4, "hidden": 3},
     "many experts": {"tokens": 40, "experts": 32, "top_k": 2, "features": 33, "hidden": 20},
 }
@@ -232,9 +239,7 @@ def test_interpreted_kernels_equal_the_torch_backend(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.parametrize("learning", [False, True], ids=["kernels", "grouped products"])
 @pytest.mark.parametrize("name", list(KERNEL_PROBLEMS))
-def test_cuda_equals_the_cpu(
-    name: str, learning: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cuda_equals_the_cpu(name: str, learning: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def not_to_be_called(*_: object) -> None:
         raise AssertionError("without gradients, the kernels compute")
 

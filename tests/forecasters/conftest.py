@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
+import torch
 
 # Tests are no package; this is where they find model_cases.
 sys.path.insert(0, str(Path(__file__).parent))
 
 from model_cases import MODELS, Factory, series
+from moecast.distributions.univariate import AffineDistribution
 from moecast.forecasters import MoEPredictor
 
 for name in ("lightning.pytorch", "lightning.fabric"):
@@ -51,3 +53,13 @@ def trained_predictor() -> Callable[[str], MoEPredictor]:
 @pytest.fixture
 def predictor(model: str, trained_predictor: Callable[[str], MoEPredictor]) -> MoEPredictor:
     return trained_predictor(model)
+
+
+@pytest.fixture
+def draws_are_medians(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes paths depend on their own series alone, as quantiles of distributions do."""
+
+    def sample(distribution: AffineDistribution, shape: tuple[int, ...] = ()) -> torch.Tensor:
+        return distribution.icdf(torch.tensor(0.5)).expand(*shape, *distribution.batch_shape)
+
+    monkeypatch.setattr(AffineDistribution, "sample", sample)

@@ -129,6 +129,12 @@ def test_mole_setting(case: str) -> None:
     check_message(error, parts)
 
 
+@pytest.mark.parametrize("number", [0, -1])
+def test_number_of_samples_of_a_predictor(predictor: MoEPredictor, number: int) -> None:
+    with pytest.raises(ValueError, match=f"num_samples={number} must be at least 1"):
+        type(predictor)(network=predictor.network, num_samples=number)
+
+
 def test_unknown_setting_is_refused(make_estimator: Factory) -> None:
     with pytest.raises((TypeError, ValueError), match="num_expert_heads"):
         make_estimator(num_expert_heads=3)

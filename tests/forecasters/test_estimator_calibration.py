@@ -17,7 +17,6 @@ from model_cases import (
     MODELS,
     PATH_MODELS,
     QUIET,
-    STEPWISE_MODELS,
     Factory,
     forecast_values,
     series,
@@ -70,7 +69,6 @@ def test_intervals_change_in_the_direction_of_what_they_missed(
     assert direction * np.log(calibrated / uncalibrated) > np.log(1.3)
 
 
-@pytest.mark.parametrize("model", STEPWISE_MODELS)
 def test_calibrated_intervals_cover_what_is_like_the_calibration_windows(
     make_estimator: Factory,
 ) -> None:

@@ -17,11 +17,14 @@ from gluonts.dataset.split import split
 from gluonts.ev.metrics import MASE, MSIS, MeanWeightedSumQuantileLoss
 from gluonts.evaluation import Evaluator, MultivariateEvaluator, make_evaluation_predictions
 from gluonts.model import evaluate_model
+from gluonts.model.forecast import SampleForecast
 from model_cases import (
     FEATURES,
     FREQ,
+    HEADS,
     HORIZON,
     LEVELS,
+    MODELS,
     PATH_MODELS,
     QUIET,
     STEPWISE_MODELS,
@@ -172,6 +175,33 @@ def test_item_id_and_info_survive(model: str, predictor: MoEPredictor, info: Any
         rest = {key: value for key, value in forecast.info.items() if key != "patch_size"}
         assert rest == expected
     assert all(entry["info"] == info for entry in entries)
+
+
+# Forecasts that are samples: paths, and those of a head that draws as it computes.
+SAMPLES = {
+    "paths": lambda: MODELS["moirai-moe paths"](num_samples=3),
+    "drawing head": lambda: MODELS["mole rmlp"](
+        distr_output=HEADS["gluonts implicit quantiles"][0]
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", list(SAMPLES))
+@pytest.mark.parametrize(
+    ("info", "expected"),
+    [
+        (None, None),
+        ({"source": "meter", "deep": [1, 2]}, {"source": "meter", "deep": [1, 2]}),
+        ("a note", {"info": "a note"}),
+        (["two", "notes"], {"info": ["two", "notes"]}),
+    ],
+    ids=str,
+)
+def test_info_of_samples_is_a_mapping(kind: str, info: Any, expected: Any) -> None:
+    entries = [{**entry, "info": info} for entry in series(number=2)]
+    for forecast in untrained(SAMPLES[kind]()).predict(entries):
+        assert isinstance(forecast, SampleForecast)
+        assert forecast.info == expected
 
 
 def test_entries_are_left_as_they_were(make_estimator: Factory) -> None:

@@ -42,9 +42,25 @@ for folder in sorted(path for path in root.iterdir() if path.is_dir()):
 (root / "values.pickle").write_bytes(pickle.dumps(values))
 """
 
+# What MOIRAI-MoE has beyond the tiny models: the published head and scaling, no frequency,
+# another decoding, and a number of samples of its own.
+AS_PUBLISHED = {
+    "freq": None,
+    "distr_output": "moirai_mixture",
+    "scaling": "regularised_std",
+    "covariates_ahead": False,
+}
+MORE = {
+    "moirai-moe as published": lambda: MODELS["moirai-moe"](**AS_PUBLISHED),
+    "moirai-moe paths as published": lambda: MODELS["moirai-moe paths"](
+        **AS_PUBLISHED, patch_size=[2, 3], decoding="reencode", num_samples=7, lead_time=1
+    ),
+}
+
 # Implicit quantiles, which draw their levels, are compared in this process only.
 ELSEWHERE = {
     **{f"model {name}": lambda name=name: (MODELS[name](), "real") for name in MODELS},
+    **{f"model {name}": lambda name=name: (MORE[name](), "real") for name in MORE},
     **{
         f"head {name}": lambda name=name: (
             next(iter(MODELS.values()))(distr_output=HEADS[name][0]),
@@ -109,6 +125,18 @@ def test_predictors_with_other_weights_are_unequal(predictor: MoEPredictor, tmp_
         copy = type(predictor).deserialize(tmp_path)
         copy.network.state_dict()[name].flatten()[0].add_(1e-3)
         assert copy != predictor, name
+
+
+def test_predictors_with_another_number_of_samples_are_unequal(
+    predictor: MoEPredictor, tmp_path: Path
+) -> None:
+    predictor.serialize(tmp_path)
+    assert Predictor.deserialize(tmp_path).num_samples == predictor.num_samples
+    for difference in (0, 1):
+        other = type(predictor)(
+            predictor.network, predictor.batch_size, num_samples=predictor.num_samples + difference
+        )
+        assert (other == predictor) is (difference == 0)
 
 
 def test_predictors_with_other_settings_are_unequal(make_estimator: Factory) -> None:

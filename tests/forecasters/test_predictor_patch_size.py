@@ -71,6 +71,18 @@ def test_forecast_is_that_of_the_chosen_patch_size(make_auto: Factory) -> None:
         np.testing.assert_allclose(median, expected[0, :, 0].numpy(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("draws_are_medians")
+def test_paths_of_several_patch_sizes_go_to_their_series() -> None:
+    predictor = untrained(MODELS["moirai-moe paths"](patch_size=[2, 3]))
+    entries = series(number=12)
+    together, chosen = forecast_values(predictor, entries), chosen_by(predictor, entries)
+    assert set(chosen) == {2, 3}
+    assert chosen != sorted(chosen)
+    alone = [forecast_values(predictor, [entry])[0] for entry in entries]
+    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-4)
+    assert chosen == [size for entry in entries for size in chosen_by(predictor, [entry])]
+
+
 def test_choice_depends_on_the_end_of_the_history(make_auto: Factory) -> None:
     predictor = untrained(make_auto())
     entries = series(number=24)

@@ -198,7 +198,9 @@ def test_heads_allow_the_scalings_that_keep_their_support(
     for scaling in allowed:
         assert resolve_scaling(scaling, head) == scaling
     for scaling in set(SCALINGS) - set(allowed):
-        message = f"scaling='{scaling}' takes values out of .*: use scaling='{allowed[0]}' or 'auto'"
+        message = (
+            f"scaling='{scaling}' takes values out of .*: use scaling='{allowed[0]}' or 'auto'"
+        )
         with pytest.raises(ValueError, match=message):
             resolve_scaling(scaling, head)
     with pytest.raises(ValueError, match="scaling='robust' is unknown"):

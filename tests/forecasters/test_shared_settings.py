@@ -91,7 +91,13 @@ def test_one_models_defaults_are_not_anothers() -> None:
     assert Inheritor("h", 2, 5, 4, lr="0.5").optimizer_config.lr == 0.5
     assert Inheritor("h", 2, 5, 4).own == 4
     parameters = inspect.signature(Inheritor).parameters
-    assert list(parameters)[:5] == ["freq", "prediction_length", "context_length", "own", "lead_time"]
+    assert list(parameters)[:5] == [
+        "freq",
+        "prediction_length",
+        "context_length",
+        "own",
+        "lead_time",
+    ]
     assert SHARED["lr"].default == inspect.signature(MoLEEstimator).parameters["lr"].default == 2e-3
 
 

@@ -10,14 +10,17 @@ import sys
 import tarfile
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Iterator
 
 import numpy as np
 import pytest
+from gluonts.dataset.common import ListDataset
 from gluonts.model.predictor import Predictor
+from gluonts.torch.model.forecast import DistributionForecast
 from model_cases import HORIZON, series
-from moecast.forecasters import MoLEPredictor
+from moecast.forecasters import MoiraiMoEPredictor, MoLEPredictor
 
 pytest.importorskip("waitress")
 pytest.importorskip("flask")
@@ -42,14 +45,12 @@ from gluonts.shell.__main__ import cli
 cli(["serve", "--data-path", sys.argv[1]])
 """
 
-HYPERPARAMETERS = {
+MOLE = "moecast.forecasters.MoLEEstimator"
+MOIRAI_MOE = "moecast.forecasters.MoiraiMoEEstimator"
+
+SHARED_HYPERPARAMETERS = {
     "prediction_length": str(HORIZON),
     "context_length": "64",
-    "patch_size": "auto",
-    "num_experts": "2",
-    "top_k": "1",
-    "noisy_routing": "true",
-    "hidden_dimension": "8",
     "lr": "0.01",
     "batch_size": "8",
     "num_batches_per_epoch": "5",
@@ -57,6 +58,28 @@ HYPERPARAMETERS = {
     "distr_output": "gluonts.torch.distributions.NormalOutput",
     "trainer_kwargs": '{"max_epochs": 2, "enable_progress_bar": false, "accelerator": "cpu"}',
     "test_quantiles": "[0.1, 0.5, 0.9]",
+}
+HYPERPARAMETERS = {
+    **SHARED_HYPERPARAMETERS,
+    "patch_size": "auto",
+    "num_experts": "2",
+    "top_k": "1",
+    "noisy_routing": "true",
+    "hidden_dimension": "8",
+}
+MOIRAI_MOE_HYPERPARAMETERS = {
+    **SHARED_HYPERPARAMETERS,
+    "patch_size": "[8, 2]",
+    "d_model": "16",
+    "d_ff": "8",
+    "num_layers": "2",
+    "num_heads": "2",
+    "num_experts": "4",
+    "top_k": "1",
+    "dropout": "0.1",
+    "covariates_ahead": "false",
+    "decoding": "reencode",
+    "num_samples": "25",
 }
 
 
@@ -92,9 +115,9 @@ def data_folder(root: Path, hyperparameters: dict[str, str]) -> Path:
     return root
 
 
-def train(root: Path, here: Path) -> None:
+def train(root: Path, here: Path, forecaster: str = MOLE) -> None:
     command = [sys.executable, "-m", "gluonts.shell", "train", "--data-path", str(root)]
-    command += ["--forecaster", "moecast.forecasters.MoLEEstimator"]
+    command += ["--forecaster", forecaster]
     process = subprocess.run(
         command,
         cwd=here,
@@ -132,19 +155,24 @@ def test_training_writes_a_model_of_the_derived_settings(trained: Path) -> None:
     assert not (trained / "output" / "failure").exists()
 
 
-def test_training_writes_finite_metrics(trained: Path) -> None:
-    metrics = json.loads((trained / "model" / "agg_metrics.json").read_text())
+def check_metrics(root: Path) -> None:
+    metrics = json.loads((root / "model" / "agg_metrics.json").read_text())
     for name in ("MSE", "MASE", "MAPE", "sMAPE", "MSIS", "ND", "RMSE", "mean_wQuantileLoss"):
         assert np.isfinite(metrics[name]), name
     assert 0 <= metrics["Coverage[0.1]"] <= metrics["Coverage[0.9]"] <= 1
-    items = (trained / "model" / "item_metrics.csv").read_text().splitlines()
+    items = (root / "model" / "item_metrics.csv").read_text().splitlines()
     assert len(items) == 1 + len(series())
 
 
-@pytest.fixture(scope="module")
-def server(trained: Path) -> Iterator[str]:
+def test_training_writes_finite_metrics(trained: Path) -> None:
+    check_metrics(trained)
+
+
+@contextmanager
+def serving(root: Path) -> Iterator[str]:
+    """The address of a server of the model below a folder."""
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVE, str(trained)],
+        [sys.executable, "-c", SERVE, str(root)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -158,6 +186,12 @@ def server(trained: Path) -> Iterator[str]:
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def server(trained: Path) -> Iterator[str]:
+    with serving(trained) as address:
+        yield address
 
 
 def invoke(server: str, instances: list[dict], **configuration: Any) -> list[dict]:
@@ -235,7 +269,56 @@ def test_failure_is_written_where_the_platform_looks(tmp_path: Path) -> None:
     root.mkdir()
     data_folder(root, {**HYPERPARAMETERS, "top_k": "3"})
     arguments = ["train", "--data-path", str(root)]
-    arguments += ["--forecaster", "moecast.forecasters.MoLEEstimator"]
+    arguments += ["--forecaster", MOLE]
     assert CliRunner().invoke(cli, arguments).exit_code != 0
     failure = (root / "output" / "failure").read_text()
     assert failure.startswith("top_k=3 must lie between 1 and num_experts=2")
+
+
+@pytest.fixture(scope="module")
+def trained_moirai_moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = data_folder(tmp_path_factory.mktemp("moirai-moe"), MOIRAI_MOE_HYPERPARAMETERS)
+    train(root, root, MOIRAI_MOE)
+    return root
+
+
+def test_moirai_moe_is_trained_and_evaluated(trained_moirai_moe: Path) -> None:
+    predictor = Predictor.deserialize(trained_moirai_moe / "model")
+    assert isinstance(predictor, MoiraiMoEPredictor)
+    assert predictor.num_samples == 25
+    window, config = predictor.network.window, predictor.network.config
+    assert (window.num_feat_dynamic_real, window.num_past_feat_dynamic_real) == (2, 1)
+    assert (window.num_feat_static_real, window.cardinality) == (1, (3,))
+    assert config.patch_sizes == (2, 8)
+    assert (config.d_model, config.d_ff, config.num_layers, config.num_heads) == (16, 8, 2, 2)
+    assert (config.num_experts, config.top_k, config.dropout) == (4, 1, 0.1)
+    assert (config.covariates_ahead, config.decoding) == (False, "reencode")
+    assert type(config.distr_output).__name__ == "NormalOutput"
+    check_metrics(trained_moirai_moe)
+
+
+def test_server_draws_as_many_paths_as_are_asked_for(trained_moirai_moe: Path) -> None:
+    asked = {"quantiles": ["0.1", "0.9"], "output_types": ["mean", "quantiles", "samples"]}
+    with serving(trained_moirai_moe) as address:
+        answers = invoke(address, instances(), num_samples=300, **asked)
+    assert len(answers) == len(series())
+    for answer, entry in zip(answers, series("positive")):
+        paths = np.array(answer["samples"])
+        assert paths.shape == (300, HORIZON)
+        np.testing.assert_allclose(answer["mean"], paths.mean(axis=0), rtol=1e-5)
+        for level in ("0.1", "0.9"):
+            below = (paths <= np.array(answer["quantiles"][level])).mean(axis=0)
+            np.testing.assert_allclose(below, float(level), atol=0.01)
+        assert (paths.std(axis=0) > 0).all()
+        assert abs(np.median(paths) - entry["target"].mean()) < 5 * entry["target"].std()
+
+
+def test_forecasts_within_a_patch_are_evaluated_as_distributions(tmp_path: Path) -> None:
+    root = data_folder(tmp_path, {**MOIRAI_MOE_HYPERPARAMETERS, "patch_size": "8"})
+    arguments = ["train", "--data-path", str(root), "--forecaster", MOIRAI_MOE]
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 0, result.output
+    check_metrics(root)
+    entries = ListDataset(instances(), freq="h")
+    for forecast in Predictor.deserialize(root / "model").predict(entries):
+        assert isinstance(forecast, DistributionForecast)
