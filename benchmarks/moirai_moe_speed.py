@@ -17,7 +17,6 @@ import argparse
 import json
 import logging
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -25,7 +24,6 @@ import sys
 import tempfile
 import time
 import warnings
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional
 
@@ -250,15 +248,6 @@ def run_in_process(task: str, folder: str, series: int = 0) -> Any:
     return json.loads(finished.stdout.splitlines()[-1])
 
 
-def describe() -> str:
-    try:
-        return describe_machine()
-    except PackageNotFoundError:  # moecast may be on the path without being installed.
-        accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-        python = f"Python {platform.python_version()}, torch {torch.__version__}"
-        return f"{torch.get_num_threads()} threads, {accelerator}; {python}"
-
-
 def make_table(
     arguments: argparse.Namespace,
     series: int,
@@ -334,7 +323,7 @@ def main() -> None:
         return
 
     console = Console()
-    machine = describe()
+    machine = describe_machine()
     console.print(machine)
     programs = [*arguments.modes, *([] if arguments.skip_uni2ts else ["uni2ts"])]
     measured: Dict[str, Any] = {}

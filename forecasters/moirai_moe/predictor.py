@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Type, TypeVar, Union
 
 import safetensors.torch
-from gluonts.core.component import validated
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -34,18 +33,6 @@ class MoiraiMoEPredictor(MoEPredictor):
 
     Horizons within one patch are forecast as distributions, longer ones as paths.
     """
-
-    # GluonTS's ``validated`` records the arguments of the class that it finds.
-    @validated()
-    def __init__(
-        self,
-        network: nn.Module,
-        batch_size: int = 32,
-        device: str = "auto",
-        calibration: Any = None,
-        num_samples: int = 100,
-    ) -> None:
-        super().__init__(network, batch_size, device, calibration, num_samples)
 
     @classmethod
     def from_pretrained(
