@@ -65,18 +65,39 @@ class TorchBackend:
         # Tokens grouped by expert, so that each expert is one product over all that chose it.
         ids = ids_TK.flatten()
         order = ids.argsort(stable=True)
-        grouped = x_TI[order // top_k]
+        grouped = x_TI.index_select(0, order // top_k)
         counts = torch.bincount(ids, minlength=num_experts)
-        gate, up = grouped_linear(grouped, expand_EIF, counts).chunk(2, dim=-1)
-        outputs = grouped_linear(F.silu(gate) * up, contract_EFO, counts)
         position = torch.empty_like(order)
         position[order] = torch.arange(len(order), device=order.device)
+        if not (x_TI.is_cuda or torch.is_grad_enabled() or torch.jit.is_tracing()):
+            outputs = _grouped_ffn(grouped, expand_EIF, contract_EFO, counts.tolist())
+            mixture = weights_TK.to(outputs.dtype)
+            places = position.view_as(ids_TK)
+            # The rows gathered, weighted and added up in one pass.
+            return F.embedding_bag(places, outputs, per_sample_weights=mixture, mode="sum")
+        gate, up = grouped_linear(grouped, expand_EIF, counts).chunk(2, dim=-1)
+        outputs = grouped_linear(F.silu(gate) * up, contract_EFO, counts)
         outputs_TKO = outputs[position].unflatten(0, (-1, top_k))
         return torch.bmm(weights_TK.unsqueeze(1), outputs_TKO).squeeze(1)
 
     @staticmethod
     def _one_input_each(x: Tensor, weight_EIO: Tensor) -> Tensor:
         return x if x.dim() == weight_EIO.dim() else x.unsqueeze(-3)
+
+
+def _grouped_ffn(x: Tensor, expand_EIF: Tensor, contract_EFO: Tensor, counts: list[int]) -> Tensor:
+    """Consecutive groups of rows, each through the gated feed-forward of its own expert.
+
+    One expert after the other, so that what is between its two products stays in the processor's
+    cache, and in memory that the next expert uses again.
+    """
+    outputs = x.new_empty(len(x), contract_EFO.shape[-1])
+    experts = zip(x.split(counts), outputs.split(counts), expand_EIF, contract_EFO)
+    for group, output, expand, contract in experts:
+        if len(group):
+            gate, up = (group @ expand).chunk(2, dim=-1)
+            output.copy_(F.silu(gate).mul_(up) @ contract)
+    return outputs
 
 
 def grouped_linear(x: Tensor, weight_EIO: Tensor, counts_E: Tensor) -> Tensor:

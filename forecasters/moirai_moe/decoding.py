@@ -22,8 +22,9 @@ from ..moe import Routing
 from .layers import KeysAndValues, Visibility
 from .network import MoiraiMoENetwork, Variates
 
-# Tokens computed at once, which bounds the memory whatever the number of samples.
-_TOKENS_AT_ONCE = 16_384
+# Tokens computed at once, which bounds the memory whatever the number of samples. A processor is
+# fastest where they fit its caches, and memory is not asked of the system again and again.
+_TOKENS_AT_ONCE, _TOKENS_AT_ONCE_ON_CUDA = 4_096, 16_384
 
 Paths = Tuple[Tensor, Dict[str, Routing]]
 
@@ -71,7 +72,8 @@ class PathSampler:
         batch, past, variates, _ = self.context.patches.shape
         cached = self.network.config.decoding == "cached"
         steps = 1 if cached else past + self.num_future
-        at_once = max(1, _TOKENS_AT_ONCE // (batch * steps * variates))
+        most = _TOKENS_AT_ONCE_ON_CUDA if self.context.patches.is_cuda else _TOKENS_AT_ONCE
+        at_once = max(1, most // (batch * steps * variates))
         sizes = [min(at_once, num_samples - done) for done in range(0, num_samples, at_once)]
         paths = torch.cat(
             [
@@ -95,7 +97,13 @@ class PathSampler:
         batch, past = self.context.patches.shape[:2]
         num_variates = loc.shape[-1] + known.shape[2]
         visibility = self._visibility_of_step(num_variates)
-        generated: List[List[KeysAndValues]] = [[] for _ in network.transformer_layers]
+        config = network.config
+        heads, features = config.num_heads, config.d_model // config.num_heads
+        num_tokens = (self.num_future - 1) * num_variates
+        generated = [
+            loc.new_empty(2, batch, num_samples, heads, num_tokens, features)
+            for _ in network.transformer_layers
+        ]
         drawn = [self._draw_first(first, num_samples)]
         for step in range(self.num_future - 1):
             target = ((drawn[-1] - loc) / scale).permute(1, 0, 3, 2)
@@ -104,7 +112,8 @@ class PathSampler:
             x_BMVD = network.embed(patches, self.inputs, patch_size)
             rotation = network.rotation(past + step, 1, num_variates, x_BMVD.device)
             for layer, cache, since in zip(network.transformer_layers, caches, generated):
-                x_BMVD = layer.step(x_BMVD, rotation, cache, visibility, since)
+                keys, values = since[..., : (step + 1) * num_variates, :]
+                x_BMVD = layer.step(x_BMVD, rotation, cache, visibility, (keys, values))
             hidden = network.norm(x_BMVD[:, :, : loc.shape[-1]])
             distr_args = network.parameters_after(hidden.flatten(0, 1).unsqueeze(1), patch_size)
             rows = [t.repeat_interleave(num_samples, dim=0) for t in (loc, scale)]
