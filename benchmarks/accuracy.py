@@ -39,7 +39,7 @@ from moecast.evaluation import (
     load_monash,
     load_wide,
 )
-from moecast.forecasters import MoLEEstimator
+from moecast.forecasters import HierarchicalAutoformerEstimator, MoLEEstimator
 
 METRICS = (CRPS, MASE(), MSIS(), IntervalCoverage(0.8))
 COLUMNS = ("CRPS", "MASE", "MSIS", "in 80%", "train s")
@@ -89,7 +89,7 @@ SETS: Dict[str, TestSet] = {
 
 ONE_EXPERT = {"num_experts": 1}
 COMPARISONS: Dict[str, Dict[str, Mapping[str, Any]]] = {
-    "default": {"MoLE": {}},
+    "default": {"MoLE": {}, "Autoformer": {}},
     "calibration": {"MoLE": {}, "MoLE, calibrated": {"calibration_windows": 4}},
     "experts": {
         f"{expert}, {label}": {"expert": expert, **settings}
@@ -108,6 +108,14 @@ COMPARISONS: Dict[str, Dict[str, Mapping[str, Any]]] = {
         "head dropout 0.2": {"head_dropout": 0.2},
     },
     "patches": {"patch size 1": {}, "patch size auto": {"patch_size": "auto"}},
+    "autoformer": {
+        "Autoformer": {},
+        "Autoformer, wavelets": {"wavelet": "db4"},
+        "Autoformer, no decomposition": {"decomposition": None},
+        "Autoformer, one expert": ONE_EXPERT,
+        "Autoformer, patch size 1": {"patch_size": 1},
+        "Autoformer, patch size auto": {"patch_size": "auto"},
+    },
 }
 BASELINES: Dict[str, Dict[str, Any]] = {
     "DLinear": {"hidden_dimension": 64},
@@ -178,7 +186,8 @@ def evaluate_in(
     if compare == "baselines":
         forecaster = make_baseline(name, task, common)
     else:
-        forecaster = MoLEEstimator(freq=task.freq, **common, **COMPARISONS[compare][name])
+        model = HierarchicalAutoformerEstimator if name.startswith("Autoformer") else MoLEEstimator
+        forecaster = model(freq=task.freq, **common, **COMPARISONS[compare][name])
     result = backtest(
         forecaster,
         task.load(arguments.data),

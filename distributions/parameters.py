@@ -47,6 +47,25 @@ class ParameterHead(nn.Module):
             return self.projection(raw)
         return self.distr_output.domain_map(*raw.split(self._sizes, dim=-1))
 
+    def direction_of_mean(self) -> Tensor:
+        """The smallest change of raw parameters ``[in_features]`` that moves the mean by one.
+
+        It is taken at raw parameters of 0, where it is exact for heads with a location, and
+        leaves spread and shape as they are. It is 0 where the mean does not depend on them, is
+        infinite, or is not known to the head.
+        """
+        raw = torch.zeros(self.in_features, requires_grad=True)
+        if self.projection is not None:
+            return raw.detach()
+        try:
+            with torch.enable_grad():
+                mean = self.distr_output.distribution(self(raw)).mean
+                (gradient,) = torch.autograd.grad(mean, raw)
+        except (NotImplementedError, AttributeError, RuntimeError):
+            return raw.detach()
+        direction = gradient / gradient.square().sum()
+        return direction if direction.isfinite().all() else raw.detach()
+
 
 def support_of(distr_output: Output) -> constraints.Constraint:
     """The single values a head can give a likelihood to; all real ones where it does not say."""

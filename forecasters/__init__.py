@@ -1,5 +1,6 @@
 """Mixture-of-experts forecasters, each a GluonTS Estimator and Predictor."""
 
+from .autoformer import HierarchicalAutoformerEstimator, HierarchicalAutoformerPredictor
 from .calibration import Calibration
 from .estimator import MoEEstimator
 from .moirai_moe import MoiraiMoEEstimator, MoiraiMoEPredictor
@@ -8,6 +9,8 @@ from .predictor import MoEPredictor
 
 __all__ = [
     "Calibration",
+    "HierarchicalAutoformerEstimator",
+    "HierarchicalAutoformerPredictor",
     "MoEEstimator",
     "MoEPredictor",
     "MoLEEstimator",

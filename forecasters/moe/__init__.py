@@ -2,13 +2,14 @@
 
 from .balance import ExpertUsage, balance_loss, total_balance_loss
 from .experts import GatedExperts, LinearExperts, ResidualMLPExperts
-from .routers import CentroidRouter, MLPRouter, Router, Routing, check_routing
+from .routers import CentroidRouter, LinearRouter, MLPRouter, Router, Routing, check_routing
 
 __all__ = [
     "CentroidRouter",
     "ExpertUsage",
     "GatedExperts",
     "LinearExperts",
+    "LinearRouter",
     "MLPRouter",
     "ResidualMLPExperts",
     "Router",

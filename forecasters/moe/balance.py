@@ -53,7 +53,8 @@ class ExpertUsage:
         """Add one batch of every router's decisions."""
         for name, routing in routings.items():
             weights_TE = routing.dense_weights().detach().flatten(0, -2)
-            weight_E = weights_TE.sum(dim=0).double().cpu()
+            share_TE = weights_TE / weights_TE.sum(dim=-1, keepdim=True)
+            weight_E = share_TE.sum(dim=0).double().cpu()
             chosen_E = torch.bincount(routing.ids_TK.flatten(), minlength=routing.num_experts).cpu()
             self._weight[name] = self._weight.get(name, 0) + weight_E
             self._chosen[name] = self._chosen.get(name, 0) + chosen_E
@@ -61,7 +62,7 @@ class ExpertUsage:
 
     @property
     def weight_share(self) -> Dict[str, np.ndarray]:
-        """Mean mixture weight of each expert ``[E]``, by router; each sums to 1."""
+        """Mean share of each expert in the mixture ``[E]``, by router; each sums to 1."""
         return {name: (w / self._tokens[name]).numpy() for name, w in self._weight.items()}
 
     @property

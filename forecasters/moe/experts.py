@@ -122,8 +122,15 @@ class GatedExperts(nn.Module):
             bound = 1.0 / math.sqrt(weight.shape[1])
             nn.init.uniform_(weight, -bound, bound)
 
-    def forward(self, x_TI: Tensor, routing: Routing) -> Tensor:
-        """``[…, I]`` for tokens ``[…, I]`` and what their router decided."""
+    def forward(self, x_TI: Tensor, routing: Optional[Routing] = None) -> Tensor:
+        """``[…, I]`` for tokens ``[…, I]`` and what their router decided.
+
+        A single expert needs no router.
+        """
+        if routing is None:
+            gate, up = (x_TI @ self.expand[0]).chunk(2, dim=-1)
+            output = (F.silu(gate) * up) @ self.contract[0]
+            return F.dropout(output, self.dropout, self.training)
         mixed = self.backend.gated_ffn(
             x_TI.flatten(0, -2),
             routing.weights_TK.flatten(0, -2),

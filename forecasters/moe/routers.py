@@ -18,7 +18,8 @@ class Routing(NamedTuple):
     Attributes
     ----------
     weights_TK
-        Mixture weights of the chosen experts; each token's sum to 1.
+        Mixture weights of the chosen experts. Each token's sum to 1, unless the router was told
+        to weight them by their scores.
     ids_TK
         Indices of the chosen experts; 0 to E - 1 in order where all are.
     scores_TE
@@ -56,6 +57,10 @@ class Router(nn.Module):
     head_dropout
         Probability, in training, that an expert's logit is masked before the softmax
         (Ni et al. 2024, section 4.4). A token never loses all its experts.
+    weighted_by_score
+        Whether a chosen expert weighs what it has of the softmax over all of them (Fedus et al.
+        2022, equation 2), so that the choice of a single one has a gradient. Otherwise the
+        weights of the chosen sum to 1.
     backend
         Computes the choice; see :func:`moecast.backends.get_backend`.
 
@@ -70,6 +75,7 @@ class Router(nn.Module):
         num_experts: int,
         top_k: Optional[int] = None,
         head_dropout: float = 0.0,
+        weighted_by_score: bool = False,
         backend: Optional[Backend] = None,
     ) -> None:
         super().__init__()
@@ -77,6 +83,7 @@ class Router(nn.Module):
         self.num_experts = num_experts
         self.top_k = top_k or num_experts
         self.head_dropout = head_dropout
+        self.weighted_by_score = weighted_by_score
         self.backend = backend or get_backend()
 
     def logits(self, features_TF: Tensor) -> Tensor:
@@ -93,6 +100,8 @@ class Router(nn.Module):
         if self.training:
             logits_TE = self._drop_heads(self.exploration(features_TF, logits_TE))
         weights_TK, ids_TK = self.backend.route(logits_TE, self.top_k)
+        if self.weighted_by_score:
+            weights_TK = scores_TE.gather(-1, ids_TK)
         return Routing(weights_TK, ids_TK, scores_TE)
 
     def _drop_heads(self, logits_TE: Tensor) -> Tensor:
@@ -101,6 +110,30 @@ class Router(nn.Module):
         dropped = torch.rand_like(logits_TE) < self.head_dropout
         dropped &= ~dropped.all(dim=-1, keepdim=True)
         return logits_TE.masked_fill(dropped, float("-inf"))
+
+
+class LinearRouter(Router):
+    """One linear layer, its choice weighted by its score (Fedus et al. 2022, section 2.1).
+
+    Parameters
+    ----------
+    in_features
+        Number of features of a token, F.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_experts: int,
+        top_k: Optional[int] = None,
+        head_dropout: float = 0.0,
+        backend: Optional[Backend] = None,
+    ) -> None:
+        super().__init__(num_experts, top_k, head_dropout, weighted_by_score=True, backend=backend)
+        self.output = nn.Linear(in_features, num_experts, bias=False)
+
+    def logits(self, features_TF: Tensor) -> Tensor:
+        return self.output(features_TF)
 
 
 class MLPRouter(Router):
@@ -131,7 +164,7 @@ class MLPRouter(Router):
         num_channels: Optional[int] = None,
         backend: Optional[Backend] = None,
     ) -> None:
-        super().__init__(num_experts, top_k, head_dropout, backend)
+        super().__init__(num_experts, top_k, head_dropout, backend=backend)
         self.num_channels = num_channels
         num_logits = num_experts * (num_channels or 1)
         self.hidden = nn.Linear(in_features, hidden_features)
@@ -173,7 +206,7 @@ class CentroidRouter(Router):
         head_dropout: float = 0.0,
         backend: Optional[Backend] = None,
     ) -> None:
-        super().__init__(num_experts, top_k, head_dropout, backend)
+        super().__init__(num_experts, top_k, head_dropout, backend=backend)
         # Double precision, as published, so that reading and writing changes nothing.
         centroids = torch.randn(num_experts, in_features, dtype=torch.float64)
         self.centroids_EF = nn.Parameter(centroids)

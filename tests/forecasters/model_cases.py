@@ -18,7 +18,13 @@ from gluonts.torch.distributions import (
 )
 from gluonts.torch.distributions import QuantileOutput as GluonTSQuantileOutput
 from moecast.distributions import HEADS as SHORT_NAMES
-from moecast.forecasters import MoEEstimator, MoEPredictor, MoiraiMoEEstimator, MoLEEstimator
+from moecast.forecasters import (
+    HierarchicalAutoformerEstimator,
+    MoEEstimator,
+    MoEPredictor,
+    MoiraiMoEEstimator,
+    MoLEEstimator,
+)
 
 FREQ = "h"
 HORIZON = 4
@@ -74,6 +80,23 @@ def moirai_moe(**own: Any) -> Factory:
     return make
 
 
+def autoformer(**own: Any) -> Factory:
+    """A factory of tiny hierarchical Autoformers; what the caller gives wins."""
+    tiny = {
+        "d_model": 8,
+        "d_ff": 8,
+        "num_heads": 2,
+        "num_encoder_layers": 1,
+        "moving_average": 5,
+        "patch_size": 2,
+    }
+
+    def make(**overrides: Any) -> HierarchicalAutoformerEstimator:
+        return HierarchicalAutoformerEstimator(**{**SHARED, **tiny, **own, **overrides})
+
+    return make
+
+
 MODELS: dict[str, Factory] = {
     "mole rmlp": mole(),
     "mole dlinear calendar": mole(
@@ -82,6 +105,8 @@ MODELS: dict[str, Factory] = {
     # Hours have candidates from 32 steps on, of which two must fit into the context.
     "mole patch auto": mole(expert="rlinear", patch_size="auto", context_length=64),
     "mole top-2 noisy": mole(top_k=2, noisy_routing=True),
+    "autoformer": autoformer(patch_size=[1, 3]),
+    "autoformer wavelets": autoformer(wavelet="db2", decomposition="layers"),
     "moirai-moe": moirai_moe(patch_size=[6, 8]),
     "moirai-moe paths": moirai_moe(patch_size=2),
 }
@@ -98,7 +123,9 @@ NOT_FOR_PATHS = {
 }
 
 # Those whose covariates act on their own step, instead of through the tokens of whole patches.
-STEPWISE_MODELS = [name for name in MODELS if not name.startswith("moirai")]
+STEPWISE_MODELS = [name for name in MODELS if name.startswith("mole")]
+# Those whose series have as many tokens as each other, whatever their patch sizes.
+EQUAL_TOKENS_MODELS = [*STEPWISE_MODELS, "autoformer wavelets", *PATH_MODELS]
 
 # Each head with the kind of series it is for. Every short name is there, with arguments where
 # it needs them; to these come heads built from others, and GluonTS's own.

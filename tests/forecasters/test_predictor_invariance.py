@@ -7,10 +7,10 @@ import pytest
 import torch
 from model_cases import (
     DISTRIBUTION_MODELS,
+    EQUAL_TOKENS_MODELS,
     FEATURES,
     HORIZON,
     LEVELS,
-    PATH_MODELS,
     STEPWISE_MODELS,
     Factory,
     forecast_values,
@@ -237,7 +237,7 @@ def test_expert_usage_is_that_of_the_last_prediction(predictor: MoEPredictor) ->
 
 
 # Elsewhere, series of smaller patches have more tokens, and count for more.
-@pytest.mark.parametrize("model", [*STEPWISE_MODELS, *PATH_MODELS])
+@pytest.mark.parametrize("model", EQUAL_TOKENS_MODELS)
 @pytest.mark.parametrize("batch_size", [1, 4, 50])
 def test_expert_usage_is_the_mean_over_series(make_estimator: Factory, batch_size: int) -> None:
     predictor = with_batch_size(untrained(make_estimator()), batch_size)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from gluonts.torch.distributions import QuantileOutput
-from model_cases import HORIZON, MODELS, Factory, forecast_values, series, untrained
+from model_cases import FREQ, HORIZON, MODELS, Factory, forecast_values, series, untrained
+from moecast.forecasters.frequencies import time_features
+from moecast.forecasters.network import ForecastNetwork
 from torch.distributions import StudentT
 
 AUTO = [name for name in MODELS if len(MODELS[name]().patch_sizes) > 1]
@@ -21,18 +24,27 @@ def chosen_by(predictor, entries: list[dict]) -> list[int]:
     return [forecast.info["patch_size"] for forecast in predictor.predict(entries)]
 
 
+def network_inputs(network: ForecastNetwork, entry: dict, present: int) -> dict[str, torch.Tensor]:
+    """What the network reads of a series of which nothing is known from ``present`` on."""
+    context = network.window.context_length
+    begin = present - context
+    inputs = {
+        "past_target": torch.from_numpy(entry["target"][begin:present])[None, :, None],
+        "past_observed_values": torch.ones(1, context, 1),
+    }
+    if "time_feat" in network.input_names:
+        steps = network.describe_inputs()["time_feat"].shape[1]
+        periods = pd.period_range(entry["start"] + begin, periods=steps, freq=FREQ)
+        columns = [feature(periods) for feature in time_features(FREQ)]
+        inputs["time_feat"] = torch.tensor(np.stack(columns, axis=-1)[None], dtype=torch.float32)
+    return inputs
+
+
 def held_out_loss(predictor, entry: dict, patch_size: int, lead_time: int = 0) -> float:
     """Mean negative log-likelihood of the last horizon, on the scale of its own context."""
     network = predictor.network
-    context = network.window.context_length
-    target = torch.from_numpy(entry["target"])
-    present = len(target) - lead_time - HORIZON
-    past = target[present - context : present]
-    label = target[-HORIZON:]
-    inputs = {
-        "past_target": past[None, :, None],
-        "past_observed_values": torch.ones(1, context, 1),
-    }
+    inputs = network_inputs(network, entry, len(entry["target"]) - lead_time - HORIZON)
+    label = torch.from_numpy(entry["target"][-HORIZON:])
     with torch.no_grad():
         output = network.outputs(inputs, patch_size)
     degrees, loc, scale = (argument[0, :, 0] for argument in output.distr_args)
@@ -59,11 +71,7 @@ def test_forecast_is_that_of_the_chosen_patch_size(make_auto: Factory) -> None:
     medians = forecast_values(predictor, entries)[:, 2]
     network = predictor.network
     for entry, patch_size, median in zip(entries, chosen_by(predictor, entries), medians):
-        past = torch.from_numpy(entry["target"][-network.window.context_length :])
-        inputs = {
-            "past_target": past[None, :, None],
-            "past_observed_values": torch.ones(1, len(past), 1),
-        }
+        inputs = network_inputs(network, entry, len(entry["target"]))
         with torch.no_grad():
             output = network.outputs(inputs, patch_size)
         # The median of Student's t is its location.
