@@ -111,8 +111,12 @@ COMPARISONS: Dict[str, Dict[str, Mapping[str, Any]]] = {
     "autoformer": {
         "Autoformer": {},
         "Autoformer, wavelets": {"wavelet": "db4"},
+        "Autoformer, layers decomposed": {"decomposition": "layers"},
         "Autoformer, no decomposition": {"decomposition": None},
         "Autoformer, one expert": ONE_EXPERT,
+        "Autoformer, patch size 8": {"patch_size": 8},
+    },
+    "autoformer patches": {
         "Autoformer, patch size 1": {"patch_size": 1},
         "Autoformer, patch size auto": {"patch_size": "auto"},
     },

@@ -1,8 +1,9 @@
-"""What a benchmark ran on, for the line above its figures."""
+"""What a benchmark ran on, and how several programs are timed in turn."""
 
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from typing import Callable, Dict, List
 
 import torch
 
@@ -28,3 +29,14 @@ def version_of(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "from the path"
+
+
+def time_rounds(runs: Dict[str, Callable[[], float]], rounds: int) -> Dict[str, List[float]]:
+    """What each run returns, taken in turn; the first round warms up and does not count."""
+    results: Dict[str, List[float]] = {name: [] for name in runs}
+    for number in range(rounds + 1):
+        for name, run in runs.items():
+            result = run()
+            if number:
+                results[name].append(result)
+    return results

@@ -21,7 +21,7 @@ import torch
 from gluonts.dataset.split import split
 from gluonts.model import Estimator, Predictor
 from gluonts.torch import DLinearEstimator
-from machine import describe_machine
+from machine import describe_machine, time_rounds
 from moecast.evaluation import DECILES, load_wide
 from moecast.forecasters import MoLEEstimator
 from rich.console import Console
@@ -50,17 +50,6 @@ def make_estimators(steps: int) -> Dict[str, Estimator]:
         ),
         "gluonts": DLinearEstimator(trainer_kwargs=dict(quiet), **common),
     }
-
-
-def time_rounds(runs: Dict[str, Callable[[], float]], rounds: int) -> Dict[str, List[float]]:
-    """Rates of each run, taken in turn; the first round warms up and does not count."""
-    rates: Dict[str, List[float]] = {name: [] for name in runs}
-    for number in range(rounds + 1):
-        for name, run in runs.items():
-            rate = run()
-            if number:
-                rates[name].append(rate)
-    return rates
 
 
 def main() -> None:

@@ -40,7 +40,8 @@ class AutoCorrelation(nn.Module):
         self.num_heads = num_heads
         self.delay_factor = delay_factor
         self.query = nn.Linear(d_model, d_model)
-        self.key_and_value = nn.Linear(d_model, 2 * d_model)
+        self.key = nn.Linear(d_model, d_model)
+        self.value = nn.Linear(d_model, d_model)
         self.output = nn.Linear(d_model, d_model)
         self.log_sharpness = nn.Parameter(torch.zeros(num_heads))
 
@@ -50,7 +51,8 @@ class AutoCorrelation(nn.Module):
         Delays are circular, so that it makes no difference where on that axis the query begins.
         """
         query = self._heads(self.query(query_BTD), length)
-        key, value = self._heads(self.key_and_value(memory_BTD), length).chunk(2, dim=2)
+        key = self._heads(self.key(memory_BTD), length)
+        value = self._heads(self.value(memory_BTD), length)
         weights_BTA = self._weights_of_delays(self.correlation(query, key))
         moved = move(weights_BTA, value)[:, : query_BTD.shape[1]]
         return self.output(moved.flatten(2))
@@ -61,10 +63,10 @@ class AutoCorrelation(nn.Module):
         return circular_correlation(query_BTAD, key_BTAD) / (length * math.sqrt(features))
 
     def _heads(self, x_BTD: Tensor, length: int) -> Tensor:
-        """Zeros put behind the last token, and the heads of each linear map apart."""
+        """Zeros put behind the last token, and the heads apart ``[B, T, A, D / A]``."""
         if x_BTD.shape[1] < length:
             x_BTD = F.pad(x_BTD, (0, 0, 0, length - x_BTD.shape[1]))
-        return x_BTD.unflatten(-1, (-1, self.query.out_features // self.num_heads))
+        return x_BTD.unflatten(-1, (self.num_heads, -1))
 
     def _weights_of_delays(self, correlation_BTA: Tensor) -> Tensor:
         """A weight for each delay ``[B, T, A]``, 0 for those not kept."""
@@ -105,7 +107,8 @@ class SeriesDecomposition(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tuple[Tensor, Tensor]:
         """Remainder and trend, both ``[B, T, D]``; beyond the ends, the end is repeated."""
         # A series is a channel of its own: one convolution with as many groups as series.
-        extended = F.pad(x_BTD.unsqueeze(0), (0, 0, self.most_reach, self.most_reach), mode="replicate")
+        ends = (0, 0, self.most_reach, self.most_reach)
+        extended = F.pad(x_BTD.unsqueeze(0), ends, mode="replicate")
         kernels = self.kernels(x_BTD)[:, None, :, None]
         trend = F.conv2d(extended, kernels, groups=len(x_BTD)).squeeze(0)
         return x_BTD - trend, trend
@@ -208,7 +211,8 @@ class Layer(nn.Module):
             if i == 0:
                 change = self.itself(normed, normed, x_BTD.shape[1])
             elif i + 1 < len(self.norms):
-                assert self.memory is not None and memory_BTD is not None
+                assert self.memory is not None
+                assert memory_BTD is not None
                 change = self.memory(normed, memory_BTD, length)
             else:
                 change, routing = self.feed_forward(normed)

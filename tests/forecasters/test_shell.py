@@ -20,7 +20,11 @@ from gluonts.dataset.common import ListDataset
 from gluonts.model.predictor import Predictor
 from gluonts.torch.model.forecast import DistributionForecast
 from model_cases import HORIZON, series
-from moecast.forecasters import MoiraiMoEPredictor, MoLEPredictor
+from moecast.forecasters import (
+    HierarchicalAutoformerPredictor,
+    MoiraiMoEPredictor,
+    MoLEPredictor,
+)
 
 pytest.importorskip("waitress")
 pytest.importorskip("flask")
@@ -47,6 +51,7 @@ cli(["serve", "--data-path", sys.argv[1]])
 
 MOLE = "moecast.forecasters.MoLEEstimator"
 MOIRAI_MOE = "moecast.forecasters.MoiraiMoEEstimator"
+AUTOFORMER = "moecast.forecasters.HierarchicalAutoformerEstimator"
 
 SHARED_HYPERPARAMETERS = {
     "prediction_length": str(HORIZON),
@@ -80,6 +85,19 @@ MOIRAI_MOE_HYPERPARAMETERS = {
     "covariates_ahead": "false",
     "decoding": "reencode",
     "num_samples": "25",
+}
+AUTOFORMER_HYPERPARAMETERS = {
+    **SHARED_HYPERPARAMETERS,
+    "patch_size": "[4, 8]",
+    "d_model": "8",
+    "d_ff": "8",
+    "num_heads": "2",
+    "num_experts": "3",
+    "label_length": "16",
+    "wavelet": "db2",
+    "decomposition": "layers",
+    "moving_average": "5",
+    "delay_factor": "1.5",
 }
 
 
@@ -322,3 +340,24 @@ def test_forecasts_within_a_patch_are_evaluated_as_distributions(tmp_path: Path)
     entries = ListDataset(instances(), freq="h")
     for forecast in Predictor.deserialize(root / "model").predict(entries):
         assert isinstance(forecast, DistributionForecast)
+
+
+def test_autoformer_is_trained_evaluated_and_served(tmp_path: Path) -> None:
+    root = data_folder(tmp_path, AUTOFORMER_HYPERPARAMETERS)
+    train(root, root, AUTOFORMER)
+    predictor = Predictor.deserialize(root / "model")
+    assert isinstance(predictor, HierarchicalAutoformerPredictor)
+    window, config = predictor.network.window, predictor.network.config
+    assert (window.num_feat_dynamic_real, window.num_past_feat_dynamic_real) == (2, 1)
+    assert (window.num_feat_static_real, window.cardinality) == (1, (3,))
+    assert (config.patch_sizes, config.label_length) == ((4, 8), 16)
+    assert (config.d_model, config.d_ff, config.num_heads) == (8, 8, 2)
+    assert (config.num_experts, config.top_k) == (3, 1)
+    assert (config.wavelet, config.decomposition) == ("db2", "layers")
+    assert (config.moving_average, config.delay_factor) == (5, 1.5)
+    check_metrics(root)
+    with serving(root) as address:
+        answers = invoke(address, instances(), output_types=["mean", "quantiles"])
+    expected = predictor.predict(ListDataset(instances(), freq="h"))
+    for answer, forecast in zip(answers, expected):
+        np.testing.assert_allclose(answer["mean"], forecast.mean, rtol=1e-4)
