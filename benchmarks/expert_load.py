@@ -3,7 +3,7 @@
     python benchmarks/expert_load.py --data ../shared/data
 
 Four experts, the best one for each token; 500 steps of 64 windows. Printed is the share of the
-tokens of the test windows that each layer's experts got, the largest first: 0.25 each would be even.
+tokens of the test windows that each layer's experts got, the largest first. Even would be 0.25.
 """
 
 import argparse

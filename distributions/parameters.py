@@ -10,6 +10,8 @@ from torch.distributions import constraints
 from .head import Head
 
 _PROJECTED_FEATURES = 16
+_STEPS_OF_A_SHIFT = (-4.0, -1.0, 1.0, 4.0)
+_TOLERANCE_OF_A_SHIFT = 0.05
 
 
 class ParameterHead(nn.Module):
@@ -47,24 +49,37 @@ class ParameterHead(nn.Module):
             return self.projection(raw)
         return self.distr_output.domain_map(*raw.split(self._sizes, dim=-1))
 
-    def direction_of_mean(self) -> Tensor:
-        """The smallest change of raw parameters ``[in_features]`` that moves the mean by one.
+    def location_direction(self) -> Tensor:
+        """The change of raw parameters ``[in_features]`` that shifts the forecast by one.
 
-        It is taken at raw parameters of 0, where it is exact for heads with a location, and
-        leaves spread and shape as they are. It is 0 where the mean does not depend on them, is
-        infinite, or is not known to the head.
+        0 for heads that cannot be shifted, as those of counts and of positive numbers, and those
+        with a projection of their own.
         """
-        raw = torch.zeros(self.in_features, requires_grad=True)
+        nowhere = torch.zeros(self.in_features)
         if self.projection is not None:
-            return raw.detach()
-        try:
-            with torch.enable_grad():
-                mean = self.distr_output.distribution(self(raw)).mean
-                (gradient,) = torch.autograd.grad(mean, raw)
-        except (NotImplementedError, AttributeError, RuntimeError):
-            return raw.detach()
-        direction = gradient / gradient.square().sum()
-        return direction if direction.isfinite().all() else raw.detach()
+            return nowhere
+        with torch.inference_mode(False), torch.enable_grad():
+            raw = torch.zeros(self.in_features, requires_grad=True)
+            try:
+                level = self._level(raw)
+            except (NotImplementedError, AttributeError):
+                return nowhere
+            if not level.requires_grad:
+                return nowhere
+            (gradient,) = torch.autograd.grad(level, raw)
+            direction = gradient / gradient.square().sum()
+            steps = torch.tensor(_STEPS_OF_A_SHIFT)
+            shifted = self._level(steps.unsqueeze(-1) * direction)
+        exact = torch.allclose(shifted, level + steps, atol=_TOLERANCE_OF_A_SHIFT)
+        return direction if exact else nowhere
+
+    def _level(self, raw: Tensor) -> Tensor:
+        """The forecast's mean ``[…]``; of heads without a distribution, that of their values."""
+        distr_args = self(raw)
+        if isinstance(self.distr_output, DistributionOutput):
+            return self.distr_output.distribution(distr_args).mean
+        (values,) = distr_args
+        return values.mean(dim=-1) if values.dim() == raw.dim() else values
 
 
 def support_of(distr_output: Output) -> constraints.Constraint:

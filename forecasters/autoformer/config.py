@@ -1,6 +1,7 @@
 """The hierarchical Autoformer's settings."""
 
 import dataclasses
+import math
 from typing import Optional, Tuple
 
 import pywt
@@ -70,8 +71,8 @@ class AutoformerConfig(FrozenSettings):
             raise ValueError(
                 f"moving_average={self.moving_average} must be an odd number of at least 3"
             )
-        if not self.delay_factor > 0:
-            raise ValueError(f"delay_factor={self.delay_factor} must be positive")
+        if not 0 < self.delay_factor < math.inf:
+            raise ValueError(f"delay_factor={self.delay_factor} must be a positive number")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
         if self.decomposition not in DECOMPOSITIONS:

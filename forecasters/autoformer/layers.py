@@ -39,9 +39,10 @@ class AutoCorrelation(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.delay_factor = delay_factor
-        self.query = nn.Linear(d_model, d_model)
-        self.key = nn.Linear(d_model, d_model)
-        self.value = nn.Linear(d_model, d_model)
+        # A constant changes neither which delays resemble most nor more than the output's bias.
+        self.query = nn.Linear(d_model, d_model, bias=False)
+        self.key = nn.Linear(d_model, d_model, bias=False)
+        self.value = nn.Linear(d_model, d_model, bias=False)
         self.output = nn.Linear(d_model, d_model)
         self.log_sharpness = nn.Parameter(torch.zeros(num_heads))
 

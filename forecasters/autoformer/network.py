@@ -170,7 +170,7 @@ class AutoformerNetwork(ForecastNetwork):
         All settings.
     """
 
-    direction_of_mean: Tensor
+    location_direction: Tensor
 
     def __init__(self, config: AutoformerConfig) -> None:
         num_time_features = len(time_features(config.window.freq))
@@ -209,7 +209,7 @@ class AutoformerNetwork(ForecastNetwork):
         self.decoder = Decoder(config, backend)
         self.fusion = nn.Parameter(torch.ones(num_paths, parameters))
         self.register_buffer(
-            "direction_of_mean", self.parameter_head.direction_of_mean(), persistent=False
+            "location_direction", self.parameter_head.location_direction(), persistent=False
         )
 
     def outputs(
@@ -275,7 +275,7 @@ class AutoformerNetwork(ForecastNetwork):
         projections = self.projections[str(patch_size)]
         assert isinstance(projections, nn.ModuleList)
         # The steps of one parameter lie side by side, so that the head's maths is vectorised.
-        shape = self.direction_of_mean.shape[0], patch_size, -1
+        shape = self.location_direction.shape[0], patch_size, -1
         raw_BNKPC = torch.stack(
             [
                 projection(path).unflatten(-1, shape) * weight_K[:, None, None]
@@ -283,7 +283,7 @@ class AutoformerNetwork(ForecastNetwork):
             ]
         ).sum(dim=0)
         raw_BTCK = raw_BNKPC.movedim(2, 0).flatten(2, 3).movedim(0, -1)
-        return raw_BTCK + trend_BTC.unsqueeze(-1) * self.direction_of_mean
+        return raw_BTCK + trend_BTC.unsqueeze(-1) * self.location_direction
 
 
 def _between_mean_and_end(context: int, horizon: int) -> Tensor:

@@ -103,6 +103,49 @@ MOLE_SETTINGS = {
 }
 
 
+AUTOFORMER_SETTINGS = {
+    **{
+        name: ({name: number}, [f"{name}={number}", "at least 1"])
+        for name, number in {
+            "d_model": 0,
+            "d_ff": 0,
+            "num_heads": -1,
+            "num_encoder_layers": 0,
+            "num_decoder_layers": 0,
+            "label_length": 0,
+            "wavelet_levels": 0,
+        }.items()
+    },
+    "label beyond context": (
+        {"label_length": 17, "context_length": 16},
+        ["label_length=17", "at most context_length=16"],
+    ),
+    "width of a head": (
+        {"d_model": 10, "num_heads": 4},
+        ["d_model=10", "multiple of num_heads=4"],
+    ),
+    "even average": ({"moving_average": 4}, ["moving_average=4", "odd", "at least 3"]),
+    "average of one": ({"moving_average": 1}, ["moving_average=1", "odd", "at least 3"]),
+    "no delays": ({"delay_factor": 0.0}, ["delay_factor=0.0", "positive"]),
+    "NaN delays": ({"delay_factor": float("nan")}, ["delay_factor=nan", "positive"]),
+    "dropout of all": ({"dropout": 1.0}, ["dropout=1.0", "[0, 1)"]),
+    "negative dropout": ({"dropout": -0.1}, ["dropout=-0.1", "[0, 1)"]),
+    "decomposition": (
+        {"decomposition": "stl"},
+        ["decomposition='stl'", "'input'", "'layers'", "None"],
+    ),
+    "no experts": ({"num_experts": 0}, ["num_experts=0", "at least 1"]),
+    "top-k beyond experts": (
+        {"top_k": 5, "num_experts": 4},
+        ["top_k=5", "num_experts=4", "leave it out"],
+    ),
+    "top-0": ({"top_k": 0}, ["top_k=0", "between 1"]),
+    "wavelet": ({"wavelet": "daubechies"}, ["wavelet='daubechies'", "'db4'", "None"]),
+    "continuous wavelet": ({"wavelet": "morl"}, ["wavelet='morl'", "discrete", "'haar'"]),
+    "wavelet that is cut off": ({"wavelet": "dmey"}, ["wavelet='dmey'", "back", "'haar'"]),
+}
+
+
 def check_message(error: pytest.ExceptionInfo, parts: list[str]) -> None:
     message = str(error.value)
     for part in parts:
@@ -126,6 +169,14 @@ def test_mole_setting(case: str) -> None:
     settings, parts = MOLE_SETTINGS[case]
     with pytest.raises(ValueError, match=r".") as error:
         MODELS["mole rmlp"](**settings)
+    check_message(error, parts)
+
+
+@pytest.mark.parametrize("case", list(AUTOFORMER_SETTINGS))
+def test_autoformer_setting(case: str) -> None:
+    settings, parts = AUTOFORMER_SETTINGS[case]
+    with pytest.raises(ValueError, match=r".") as error:
+        MODELS["autoformer"](**settings)
     check_message(error, parts)
 
 

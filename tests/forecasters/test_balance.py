@@ -103,3 +103,14 @@ def test_usage_counts_channels_as_tokens_and_keeps_no_graph() -> None:
     expected = np.bincount(chosen.indices.flatten().numpy(), minlength=3) / 10
     np.testing.assert_allclose(usage.weight_share["r"], expected, atol=1e-6)
     np.testing.assert_allclose(usage.chosen_share["r"], expected)
+
+
+def test_every_token_counts_the_same_in_usage_whatever_its_weights_sum_to() -> None:
+    """As where choices weigh their scores."""
+    ids, scores = torch.tensor([[0], [1], [1], [1]]), torch.full((4, 3), 1 / 3)
+    usage = ExpertUsage()
+    usage.update({"r": Routing(torch.tensor([[0.9], [0.1], [0.2], [0.3]]), ids, scores)})
+    np.testing.assert_allclose(usage.weight_share["r"], [0.25, 0.75, 0.0], atol=1e-6)
+    two = Routing(torch.tensor([[0.1, 0.3]]), torch.tensor([[2, 0]]), scores[:1])
+    usage.update({"two": two})
+    np.testing.assert_allclose(usage.weight_share["two"], [0.75, 0.0, 0.25], atol=1e-6)

@@ -134,6 +134,30 @@ def test_gated_experts_are_mixed_with_each_tokens_weights(
     torch.testing.assert_close(outputs, expected)
 
 
+def test_a_single_gated_expert_needs_no_router() -> None:
+    torch.manual_seed(0)
+    experts = GatedExperts(1, 3, 5)
+    x = torch.randn(2, 4, 3)
+    ones, ids = torch.ones(2, 4, 1), torch.zeros(2, 4, 1, dtype=torch.long)
+    gradients = []
+    for routing in (None, Routing(ones, ids, ones)):
+        outputs = experts(x, routing)
+        outputs.square().sum().backward()
+        gradients.append([outputs, experts.expand.grad, experts.contract.grad])
+        experts.zero_grad()
+    for alone, routed in zip(*gradients, strict=True):
+        torch.testing.assert_close(alone, routed)
+
+
+def test_a_single_gated_expert_drops_outputs_in_training_only() -> None:
+    torch.manual_seed(0)
+    experts = GatedExperts(1, 400, 4, dropout=0.25)
+    x = torch.randn(5, 400)
+    dropped = experts(x) == 0
+    assert dropped.float().mean().item() == pytest.approx(0.25, abs=0.04)
+    assert (experts.eval()(x) != 0).all()
+
+
 def test_gated_experts_start_like_linear_layers_without_bias() -> None:
     torch.manual_seed(0)
     experts = GatedExperts(3, 100, 50)

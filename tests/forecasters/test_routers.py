@@ -8,7 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moecast.forecasters.moe import CentroidRouter, LinearExperts, MLPRouter, Router, Routing
+from moecast.forecasters.moe import (
+    CentroidRouter,
+    LinearExperts,
+    LinearRouter,
+    MLPRouter,
+    Router,
+    Routing,
+)
 from torch import Tensor
 
 
@@ -205,6 +212,59 @@ def test_gradients_reach_every_chosen_expert_and_no_other(top_k: int) -> None:
     # A single chosen expert has weight 1 whatever its logit.
     touched = router_gradient.abs().sum(dim=1) > 1e-9
     assert set(touched.nonzero().flatten().tolist()) == (chosen if top_k > 1 else set())
+
+
+def test_hand_computed_weights_by_score() -> None:
+    """Fedus et al. (2022), equation 2: a single choice weighs its probability."""
+    logits = torch.tensor([[0.0, math.log(3.0), math.log(2.0)]])
+    one = GivenLogits(3, top_k=1, weighted_by_score=True)(logits)
+    assert one.ids_TK.tolist() == [[1]]
+    torch.testing.assert_close(one.weights_TK, torch.tensor([[3 / 6]]))
+    two = GivenLogits(3, top_k=2, weighted_by_score=True)(logits)
+    torch.testing.assert_close(two.dense_weights(), torch.tensor([[0.0, 3 / 6, 2 / 6]]))
+    # By default the chosen share all of the weight.
+    torch.testing.assert_close(GivenLogits(3, top_k=1)(logits).weights_TK, torch.ones(1, 1))
+
+
+@pytest.mark.parametrize("shape", [(6,), (2, 3)])
+@pytest.mark.parametrize("top_k", [1, 2, 4, None])
+def test_the_linear_router_weighs_its_choices_by_their_scores(
+    top_k: Optional[int], shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    router = LinearRouter(3, num_experts=4, top_k=top_k)
+    assert set(router.state_dict()) == {"output.weight"}
+    features = torch.randn(*shape, 3)
+    routing = router(features)
+    scores = (features @ router.output.weight.T).softmax(dim=-1)
+    best = scores.topk(top_k or 4, dim=-1)
+    torch.testing.assert_close(routing.scores_TE, scores)
+    expected = torch.zeros_like(scores).scatter(-1, best.indices, best.values)
+    torch.testing.assert_close(routing.dense_weights(), expected)
+    if top_k in (4, None):
+        ones = torch.ones(shape)
+        torch.testing.assert_close(routing.dense_weights().sum(dim=-1), ones)
+
+
+def test_the_choice_of_a_single_expert_by_score_learns() -> None:
+    """The gradient of its score s with respect to its own logit is s (1 - s)."""
+    logits = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    routing = GivenLogits(4, top_k=1, weighted_by_score=True)(logits)
+    routing.weights_TK.sum().backward()
+    scores = logits.detach().softmax(dim=-1)
+    best = scores.max(dim=-1, keepdim=True)
+    one = torch.zeros_like(scores).scatter(-1, best.indices, 1.0)
+    assert logits.grad is not None
+    torch.testing.assert_close(logits.grad, best.values * (one - scores))
+
+
+def test_dropped_experts_leave_the_weight_by_score_alone() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(50, 4)
+    routing = GivenLogits(4, top_k=1, head_dropout=0.8, weighted_by_score=True)(logits)
+    scores = logits.softmax(dim=-1)
+    torch.testing.assert_close(routing.weights_TK, scores.gather(-1, routing.ids_TK))
+    assert not torch.equal(routing.ids_TK[:, 0], logits.argmax(dim=-1))
 
 
 @pytest.mark.parametrize("top_k", [None, 2])
