@@ -3,9 +3,11 @@
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from typing import Callable, Dict, List
+from typing import Callable, Dict, List, TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 def describe_machine() -> str:
@@ -31,9 +33,9 @@ def version_of(package: str) -> str:
         return "from the path"
 
 
-def time_rounds(runs: Dict[str, Callable[[], float]], rounds: int) -> Dict[str, List[float]]:
+def time_rounds(runs: Dict[str, Callable[[], T]], rounds: int) -> Dict[str, List[T]]:
     """What each run returns, taken in turn; the first round warms up and does not count."""
-    results: Dict[str, List[float]] = {name: [] for name in runs}
+    results: Dict[str, List[T]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, run in runs.items():
             result = run()

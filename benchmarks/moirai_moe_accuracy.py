@@ -1,44 +1,59 @@
 """MOIRAI-MoE trained from scratch on several sets at once, forecast with, and fine-tuned.
 
     python benchmarks/moirai_moe_accuracy.py --data ../shared/data
+    python benchmarks/moirai_moe_accuracy.py --data ../shared/data --accelerator gpu --jobs 6
 
-One network is trained on the series of five sets without their test windows, each set drawn from
-equally often, and written in the published format. Read again for each set's horizon, it forecasts
-the test windows of benchmarks/accuracy.py with both ways of decoding. Then it is fine-tuned on
-tourism_monthly, which it has not seen, and compared with itself before and with a network of the
-same size trained on tourism_monthly alone for the same time. Printed as Markdown, a row as soon as
-it is known.
+For every seed, one network is trained on five sets without their test windows and on a mixture of
+other series, each drawn from equally often, and written in the published format. Read again for
+each set's horizon, it forecasts the test windows of benchmarks/accuracy.py with both ways of
+decoding. Then it is fine-tuned on tourism_monthly, which it has not seen, and compared with itself
+before and with a network of the same size trained on tourism_monthly alone for as many steps.
+Printed are means over the seeds and their standard errors, as Markdown.
 """
 
 import argparse
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Tuple
 
+import numpy as np
+import pandas as pd
 import torch
-from accuracy import METRICS, SETS, add_run_arguments, append_runs, be_quiet
+from accuracy import METRICS, SETS, add_run_arguments, append_runs, be_quiet, start_pool, with_error
 from gluonts.dataset import DataEntry
 from gluonts.model import Predictor
 from gluonts.model.seasonal_naive import SeasonalNaivePredictor
 from machine import describe_machine
-from moecast.evaluation import backtest
+from moecast.evaluation import backtest, load_long_csv, load_wide
 from moecast.forecasters import MoiraiMoEEstimator, MoiraiMoEPredictor
 
 TOGETHER = ("ETTh1", "weather_h", "m4_hourly", "hospital", "electricity_weekly")
+HOURLY = ("ETTh1", "weather_h", "m4_hourly")
 FINE_TUNED_ON = "tourism_monthly"
+DECODINGS = ("cached", "reencode")
 CONTEXTS = {"ETTh1": 512, "weather_h": 512, "m4_hourly": 512, "electricity_weekly": 128}
 CONTEXT = 96
 COLUMNS = ("CRPS", "MASE", "MSIS", "in 80%")
-STEPS_PER_EPOCH, BATCH, SAMPLES = 50, 64, 100
+STEPS_PER_EPOCH = 50
+LONGEST_PIECE = 1024
+HOURS_PER_STEP = (2, 3, 4, 6)
+# Steps of context and horizon in pretraining.
+WINDOW = 512
 
-NETWORK: Dict[str, Any] = {
-    "prediction_length": 64,
-    "context_length": 448,
-    "patch_size": [8, 16],
+TRAINING: Dict[str, Any] = {
     "distr_output": "student_t",
     "scaling": "regularised_std",
+    "lr": 3e-3,
+    "batch_size": 64,
+    "num_batches_per_epoch": STEPS_PER_EPOCH,
 }
+PATCH_SIZES = [8, 16]
+# The better of the two on tourism_monthly, from scratch as in fine-tuning.
+TUNED_PATCH_SIZE = 8
+
+Runs = Dict[Tuple[str, str, str], Dict[str, float]]
+"""Values of each set, forecaster and way of decoding."""
 
 
 def training_part(name: str, folder: Path) -> List[DataEntry]:
@@ -51,24 +66,71 @@ def training_part(name: str, folder: Path) -> List[DataEntry]:
     ]
 
 
+def other_series(folder: Path) -> List[List[DataEntry]]:
+    """Groups of further series: hourly training parts averaged over hours, and other data."""
+    averaged = [
+        [
+            averages(entry, hours)
+            for hours in HOURS_PER_STEP
+            for entry in training_part(name, folder)
+        ]
+        for name in HOURLY
+    ]
+    few = [
+        *load_wide(folder / "co2.csv"),
+        *load_wide(folder / "AirPassengers.csv", timestamp="Date"),
+        *load_wide(folder / "bike_sharing.csv", timestamp="date_time", columns=["users"]),
+        *load_long_csv(
+            folder / "walmart_sales_weekly.csv",
+            timestamp="Date",
+            item_id="id",
+            target="Weekly_Sales",
+        ),
+    ]
+    return [*averaged, [{name: entry[name] for name in ("start", "target")} for entry in few]]
+
+
+def averages(entry: DataEntry, hours: int) -> DataEntry:
+    """An hourly series as means of so many hours, the last of them whole."""
+    first = len(entry["target"]) % hours
+    blocks = np.asarray(entry["target"])[first:].reshape(-1, hours)
+    start = (entry["start"] + first).start_time
+    return {"start": pd.Period(start, freq=f"{hours}h"), "target": blocks.mean(axis=1)}
+
+
 def equally_often(sets: List[List[DataEntry]]) -> List[DataEntry]:
-    """All series, those of small sets several times."""
-    most = max(len(entries) for entries in sets)
-    return [entry for entries in sets for entry in entries * round(most / len(entries))]
+    """All series in pieces, those of small sets several times, so that all sets weigh the same."""
+    pieces = [[piece for entry in entries for piece in pieces_of(entry)] for entries in sets]
+    most = max(len(entries) for entries in pieces)
+    return [entry for entries in pieces for entry in entries * round(most / len(entries))]
 
 
-def trainer_kwargs(arguments: argparse.Namespace, **limit: Any) -> Dict[str, Any]:
+def pieces_of(entry: DataEntry) -> List[DataEntry]:
+    """A long series in pieces, so that repeating it takes no more memory than a short one."""
+    return [
+        {
+            "start": entry["start"] + first,
+            "target": entry["target"][first : first + LONGEST_PIECE],
+        }
+        for first in range(0, len(entry["target"]), LONGEST_PIECE)
+    ]
+
+
+def trainer_kwargs(steps: int, arguments: argparse.Namespace) -> Dict[str, Any]:
     return {
         "accelerator": arguments.accelerator,
         "logger": False,
         "enable_progress_bar": False,
-        **limit,
+        "gradient_clip_val": 1.0,
+        "max_epochs": steps // STEPS_PER_EPOCH,
     }
 
 
-def score(name: str, predictor: Predictor, arguments: argparse.Namespace) -> Dict[str, float]:
-    task = SETS[name]
-    torch.manual_seed(arguments.seed)
+def score(
+    set_name: str, predictor: Predictor, seed: int, arguments: argparse.Namespace
+) -> Dict[str, float]:
+    task = SETS[set_name]
+    torch.manual_seed(seed)
     result = backtest(
         predictor,
         task.load(arguments.data),
@@ -80,29 +142,96 @@ def score(name: str, predictor: Predictor, arguments: argparse.Namespace) -> Dic
     return dict(zip(COLUMNS, result.metrics.values()))
 
 
-def report(
+def score_decodings(
     set_name: str,
     forecaster: str,
-    predictor: Predictor,
+    folder: str,
+    seconds: float,
+    seed: int,
     arguments: argparse.Namespace,
-    seconds: Optional[float] = None,
-) -> None:
-    row = score(set_name, predictor, arguments)
-    append_runs(arguments.out, [arguments.seed], [row], set=set_name, forecaster=forecaster)
-    cells = [f"{value:.4f}" for value in row.values()]
-    cells.append("" if seconds is None else f"{seconds:.0f}")
-    print(f"| {set_name} | {forecaster} | " + " | ".join(cells) + " |", flush=True)
+    patch_size: Any = "auto",
+) -> Runs:
+    """Values of the network in a folder, for a set's horizon and with each way of decoding."""
+    runs: Runs = {}
+    for decoding in arguments.decodings:
+        predictor = MoiraiMoEPredictor.from_pretrained(
+            folder,
+            prediction_length=SETS[set_name].prediction_length,
+            context_length=CONTEXTS.get(set_name, CONTEXT),
+            patch_size=patch_size,
+            decoding=decoding,
+        )
+        values = score(set_name, predictor, seed, arguments)
+        runs[set_name, forecaster, decoding] = {**values, "train s": seconds}
+    return runs
 
 
-def read(folder: str, set_name: str, decoding: str = "cached") -> MoiraiMoEPredictor:
-    """The network in a folder, for a set's horizon."""
-    return MoiraiMoEPredictor.from_pretrained(
-        folder,
-        prediction_length=SETS[set_name].prediction_length,
-        context_length=CONTEXTS.get(set_name, CONTEXT),
-        num_samples=SAMPLES,
-        decoding=decoding,
+def pretraining(seed: int, arguments: argparse.Namespace) -> MoiraiMoEEstimator:
+    return MoiraiMoEEstimator(
+        freq=None,
+        prediction_length=arguments.horizon,
+        context_length=WINDOW - arguments.horizon,
+        seed=seed,
+        patch_size=PATCH_SIZES,
+        trainer_kwargs=trainer_kwargs(arguments.steps, arguments),
+        **TRAINING,
     )
+
+
+def pretrain_and_tune(seed: int, arguments: argparse.Namespace) -> Runs:
+    """One network for all sets, before and after fine-tuning."""
+    be_quiet()
+    torch.set_num_threads(arguments.threads)
+    sets = [training_part(name, arguments.data) for name in TOGETHER]
+    sets.append(equally_often(other_series(arguments.data)))
+    runs: Runs = {}
+    with tempfile.TemporaryDirectory() as folder:
+        estimator = pretraining(seed, arguments)
+        together = equally_often(sets)
+        began = time.perf_counter()
+        estimator.train(together).save_pretrained(folder)
+        seconds = time.perf_counter() - began
+        for name in (*TOGETHER, FINE_TUNED_ON):
+            runs.update(score_decodings(name, "MOIRAI-MoE", folder, seconds, seed, arguments))
+        runs.update(train_on_one("fine-tuned", seed, arguments, pretrained=folder))
+    return runs
+
+
+def train_from_scratch(seed: int, arguments: argparse.Namespace) -> Runs:
+    """Networks of the same size trained on the set alone."""
+    be_quiet()
+    torch.set_num_threads(arguments.threads)
+    return train_on_one("from scratch", seed, arguments)
+
+
+def train_on_one(name: str, seed: int, arguments: argparse.Namespace, **own: Any) -> Runs:
+    """A training of each number of steps on the set to fine-tune on."""
+    task = SETS[FINE_TUNED_ON]
+    entries = training_part(FINE_TUNED_ON, arguments.data)
+    runs: Runs = {}
+    for steps in arguments.tuning_steps:
+        estimator = MoiraiMoEEstimator(
+            freq=task.freq,
+            prediction_length=task.prediction_length,
+            context_length=CONTEXT,
+            patch_size=TUNED_PATCH_SIZE,
+            tune_routers=True,
+            seed=seed,
+            trainer_kwargs=trainer_kwargs(steps, arguments),
+            **TRAINING,
+            **own,
+        )
+        forecaster = f"MOIRAI-MoE, {name}, {steps} steps"
+        began = time.perf_counter()
+        predictor = estimator.train(entries)
+        seconds = time.perf_counter() - began
+        with tempfile.TemporaryDirectory() as folder:
+            predictor.save_pretrained(folder)
+            tuned = score_decodings(
+                FINE_TUNED_ON, forecaster, folder, seconds, seed, arguments, TUNED_PATCH_SIZE
+            )
+        runs.update(tuned)
+    return runs
 
 
 def naive(set_name: str) -> SeasonalNaivePredictor:
@@ -112,66 +241,85 @@ def naive(set_name: str) -> SeasonalNaivePredictor:
     )
 
 
+def print_accuracy(by_seed: List[Runs], arguments: argparse.Namespace) -> None:
+    """A row for each set and forecaster, decoded in the first of the ways asked for."""
+    print("| set | forecaster | " + " | ".join(COLUMNS) + " | train s |")
+    print("|---" * (3 + len(COLUMNS)) + "|")
+    compared = set()
+    for set_name, forecaster, decoding in by_seed[0]:
+        if decoding != arguments.decodings[0]:
+            continue
+        if set_name not in compared:
+            compared.add(set_name)
+            cells = [f"{v:.4f}" for v in score(set_name, naive(set_name), 0, arguments).values()]
+            print(f"| {set_name} | Seasonal Naive | " + " | ".join(cells) + " | |")
+        runs = [runs_of_seed[set_name, forecaster, decoding] for runs_of_seed in by_seed]
+        cells = [with_error([run[column] for run in runs]) for column in COLUMNS]
+        cells.append(f"{np.mean([run['train s'] for run in runs]):.0f}")
+        print(f"| {set_name} | {forecaster} | " + " | ".join(cells) + " |", flush=True)
+
+
+def print_decodings(by_seed: List[Runs]) -> None:
+    """The CRPS of both ways of decoding, and by how much the same network's differ."""
+    print("\n| set | forecaster | " + " | ".join(DECODINGS) + " | difference |")
+    print("|---" * (3 + len(DECODINGS)) + "|")
+    for set_name, forecaster in dict.fromkeys(key[:2] for key in by_seed[0]):
+        cached, reencode = (
+            [runs[set_name, forecaster, decoding]["CRPS"] for runs in by_seed]
+            for decoding in DECODINGS
+        )
+        differences = [theirs - ours for ours, theirs in zip(cached, reencode)]
+        cells = [with_error(values) for values in (cached, reencode, differences)]
+        print(f"| {set_name} | {forecaster} | " + " | ".join(cells) + " |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="folder with the CSV files")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=2.0, help="of fine-tuning")
-    add_run_arguments(parser, steps=2000)
+    parser.add_argument("--seeds", type=numbers, default=[0, 1, 2], help="comma-separated")
+    parser.add_argument(
+        "--tuning-steps", type=numbers, default=[100, 300, 1000], help="comma-separated"
+    )
+    parser.add_argument("--horizon", type=int, default=32, help="of the windows of pretraining")
+    parser.add_argument("--decodings", type=names, default=list(DECODINGS), help="one or both")
+    add_run_arguments(parser, steps=1500)
     arguments = parser.parse_args()
     be_quiet()
     torch.set_num_threads(arguments.threads)
 
-    together = equally_often([training_part(name, arguments.data) for name in TOGETHER])
-    estimator = MoiraiMoEEstimator(
-        freq=None,
-        batch_size=BATCH,
-        num_batches_per_epoch=STEPS_PER_EPOCH,
-        seed=arguments.seed,
-        trainer_kwargs=trainer_kwargs(arguments, max_epochs=arguments.steps // STEPS_PER_EPOCH),
-        **NETWORK,
+    seeds = arguments.seeds
+    network = pretraining(seeds[0], arguments).create_network()
+    size = sum(parameter.numel() for parameter in network.parameters())
+    print(
+        f"{describe_machine()}; {size:,} parameters, {arguments.steps} steps, "
+        f"seeds {', '.join(map(str, seeds))}\n",
+        flush=True,
     )
-    size = sum(parameter.numel() for parameter in estimator.create_network().parameters())
-    print(f"{describe_machine()}; {size:,} parameters, {arguments.steps} steps\n")
-    print("| set | forecaster | " + " | ".join(COLUMNS) + " | train s |")
-    print("|---" * (3 + len(COLUMNS)) + "|", flush=True)
-    began = time.perf_counter()
-    predictor = estimator.train(together)
-    trained = time.perf_counter() - began
-    with tempfile.TemporaryDirectory() as folder:
-        predictor.save_pretrained(folder)
-        for set_name in (*TOGETHER, FINE_TUNED_ON):
-            report(set_name, "Seasonal Naive", naive(set_name), arguments)
-            for decoding in ("cached", "reencode"):
-                loaded = read(folder, set_name, decoding)
-                report(set_name, f"MOIRAI-MoE, {decoding}", loaded, arguments, trained)
-        fine_tune(folder, arguments)
+    with start_pool(arguments.jobs) as pool:
+        parts = [
+            [pool.submit(train, seed, arguments) for seed in seeds]
+            for train in (pretrain_and_tune, train_from_scratch)
+        ]
+        by_seed = [
+            {**pretrained.result(), **scratch.result()} for pretrained, scratch in zip(*parts)
+        ]
+    for set_name, forecaster, decoding in by_seed[0]:
+        runs = [runs_of_seed[set_name, forecaster, decoding] for runs_of_seed in by_seed]
+        row = {"set": set_name, "forecaster": forecaster, "decoding": decoding}
+        append_runs(arguments.out, seeds, runs, **row)
+    print_accuracy(by_seed, arguments)
+    if len(arguments.decodings) == len(DECODINGS):
+        print_decodings(by_seed)
 
 
-def fine_tune(folder: str, arguments: argparse.Namespace) -> None:
-    """Fine-tune, and train anew, for the same time."""
-    task = SETS[FINE_TUNED_ON]
-    entries = training_part(FINE_TUNED_ON, arguments.data)
-    common: Dict[str, Any] = {
-        "freq": task.freq,
-        "prediction_length": task.prediction_length,
-        "context_length": CONTEXT,
-        "batch_size": BATCH,
-        "num_batches_per_epoch": STEPS_PER_EPOCH,
-        "seed": arguments.seed,
-        "num_samples": SAMPLES,
-        "trainer_kwargs": trainer_kwargs(arguments, max_time={"minutes": arguments.minutes}),
-    }
-    started = {"patch_size": NETWORK["patch_size"], "lr_schedule": "constant"}
-    for name, settings in (
-        ("MOIRAI-MoE, from scratch", {"distr_output": NETWORK["distr_output"]}),
-        ("MOIRAI-MoE, fine-tuned", {"pretrained": folder, "lr": 3e-4}),
-    ):
-        began = time.perf_counter()
-        predictor = MoiraiMoEEstimator(**common, **started, **settings).train(entries)
-        report(FINE_TUNED_ON, name, predictor, arguments, time.perf_counter() - began)
+def names(text: str) -> List[str]:
+    return text.split(",")
+
+
+def numbers(text: str) -> List[int]:
+    return [int(number) for number in text.split(",")]
 
 
 if __name__ == "__main__":

@@ -310,6 +310,7 @@ class MoEEstimator(PyTorchLightningEstimator):
             max_bytes=None if cache_data else self.max_dataset_bytes,
             calibration_windows=calibration_windows,
             support=support_of(self.distr_output),
+            shortest_context=module.network.shortest_training_context,
         )
 
     def create_validation_data_loader(

@@ -1,5 +1,6 @@
 """What every model's network shares: its inputs, its head, its loss."""
 
+import dataclasses
 from functools import cached_property
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
 
@@ -51,12 +52,17 @@ class ForecastNetwork(nn.Module):
         The model's settings.
     reads_time_features
         Whether the network reads ``time_feat``.
+    forecasts_lead_time
+        Whether lead time is forecast like the horizon, and its inputs are cut so.
     """
 
-    def __init__(self, config: Any, reads_time_features: bool = False) -> None:
+    def __init__(
+        self, config: Any, reads_time_features: bool = False, forecasts_lead_time: bool = False
+    ) -> None:
         super().__init__()
         self.config: Any = config
         self.reads_time_features = reads_time_features
+        self.forecasts_lead_time = forecasts_lead_time
         self.scaler = WindowScaler(config.scaling)
         self.features = WindowFeatures(config.window)
         self.parameter_head = ParameterHead(config.distr_output)
@@ -79,7 +85,15 @@ class ForecastNetwork(nn.Module):
     @property
     def input_window(self) -> WindowConfig:
         """What is cut from a series for this network."""
-        return self.window
+        window = self.window
+        if not self.forecasts_lead_time:
+            return window
+        return dataclasses.replace(window, prediction_length=window.future_length, lead_time=0)
+
+    @property
+    def shortest_training_context(self) -> int:
+        """Steps of context that training windows need at least, of series too short for all."""
+        return self.window.context_length
 
     def draws_paths(self, patch_size: int) -> bool:
         """Whether a forecast is a set of paths, instead of a distribution of each step."""
@@ -155,11 +169,14 @@ class ForecastNetwork(nn.Module):
         ----------
         batch
             The inputs, and ``future_target`` and ``future_observed_values`` ``[batch, horizon,
-            channel]``.
+            channel]``; before the horizon lies the lead time where it is forecast, too.
         """
         output = self.outputs(batch, patch_size)
-        future = batch["future_target"], batch["future_observed_values"]
-        return self.loss(output, *future), output.routings
+        target, observed = (
+            batch[name][:, -self.window.prediction_length :]
+            for name in ("future_target", "future_observed_values")
+        )
+        return self.loss(output, target, observed), output.routings
 
     def loss(
         self, output: NetworkOutput, future_target: Tensor, future_observed_values: Tensor

@@ -101,21 +101,29 @@ class SeriesArrays:
         """The window at the end of each series, ``held_out`` steps before its end."""
         return np.arange(len(self)), np.maximum(self.lengths - held_out, 0)
 
-    def trainable_anchors(self, calibration_windows: int = 0) -> Anchors:
+    def trainable_anchors(
+        self, calibration_windows: int = 0, shortest_context: Optional[int] = None
+    ) -> Anchors:
         """All windows with a full context where the series has one, and something to learn.
 
-        A series shorter than context and horizon gives the window with the longest context it
-        has. A window needs an observed value in its context and in its horizon.
+        A series shorter than context and horizon gives the windows with at least
+        ``shortest_context`` steps of context, or else the one with the longest context it has. A
+        window needs an observed value in its context and in its horizon.
 
         Parameters
         ----------
         calibration_windows
             Windows at the end of each series to stay clear of, see :func:`held_out_steps`.
+        shortest_context
+            Steps of context that are enough in a short series (default: all, so that it gives a
+            single window).
         """
         config = self.config
         held_out = held_out_steps(self.lengths, config, calibration_windows)
         latest = self.lengths - held_out - config.future_length
-        earliest = np.minimum(config.context_length, latest)
+        full = config.context_length
+        enough = full if shortest_context is None else shortest_context
+        earliest = np.where(latest >= full, full, np.minimum(enough, latest))
         counts = np.where(latest >= 1, latest - earliest + 1, 0)
         series = np.repeat(np.arange(len(self)), counts)
         first = np.repeat(np.cumsum(counts) - counts, counts)
@@ -370,6 +378,9 @@ class TrainingWindows:
         Windows at the end of each series that are kept from training.
     support
         The values that targets may have.
+    shortest_context
+        Steps of context that are enough in series too short for a full one, see
+        :meth:`SeriesArrays.trainable_anchors`.
 
     Raises
     ------
@@ -389,6 +400,7 @@ class TrainingWindows:
         max_bytes: Optional[int] = None,
         calibration_windows: int = 0,
         support: constraints.Constraint = constraints.real,
+        shortest_context: Optional[int] = None,
     ) -> None:
         self._dataset = dataset
         self._config = config
@@ -402,6 +414,7 @@ class TrainingWindows:
         self.epoch = 0
 
         self._support = support
+        self._shortest_context = shortest_context
         chunks = self._read_chunks()
         first = next(chunks, None)
         if first is None:
@@ -488,7 +501,7 @@ class TrainingWindows:
                 "once: give one that can be iterated again, or cache_data=True"
             )
         for chunk in chunks:
-            if len(chunk.trainable_anchors(self.calibration_windows)[0]):
+            if len(self._anchors(chunk)[0]):
                 raise ValueError(f"train_sampler={self._sampler!r} picks no window")
         lengths = np.concatenate([chunk.lengths for chunk in chunks])
         raise ValueError(self._no_window(lengths))
@@ -544,7 +557,8 @@ class TrainingWindows:
 
     def _anchors(self, chunk: SeriesArrays) -> Anchors:
         if self._last_anchors is None or self._last_anchors[0] is not chunk:
-            self._last_anchors = chunk, chunk.trainable_anchors(self.calibration_windows)
+            anchors = chunk.trainable_anchors(self.calibration_windows, self._shortest_context)
+            self._last_anchors = chunk, anchors
         return self._last_anchors[1]
 
     def _no_window(self, lengths: np.ndarray) -> str:

@@ -4,7 +4,6 @@ Shape suffixes: B series, T steps in time, C variates (of the target, then known
 past ones), L patches, P steps of a patch, D features, S tokens, K raw head parameters.
 """
 
-import dataclasses
 import math
 from typing import Dict, List, Mapping, NamedTuple, Optional, Tuple
 
@@ -16,14 +15,15 @@ from torch.utils.checkpoint import checkpoint
 from ...backends import get_backend
 from ...distributions import window_loss
 from ..features import WindowFeatures
-from ..fields import FEAT_DYNAMIC_REAL, PAST_FEAT_DYNAMIC_REAL, WindowConfig
+from ..fields import FEAT_DYNAMIC_REAL, PAST_FEAT_DYNAMIC_REAL
 from ..moe import Routing
 from ..network import ForecastNetwork, NetworkOutput
 from ..scaling import WindowScaler
 from .config import MoiraiMoEConfig
-from .layers import _NORM_EPSILON, KeysAndValues, Rotation, TransformerLayer, Visibility
+from .layers import KeysAndValues, RMSNorm, Rotation, TransformerLayer, Visibility
 
 _SMALLEST_PREFIX = 0.3
+_ENOUGH_PATCHES = 4
 
 
 class Variates(NamedTuple):
@@ -77,7 +77,7 @@ class MoiraiMoENetwork(ForecastNetwork):
     """
 
     def __init__(self, config: MoiraiMoEConfig) -> None:
-        super().__init__(config)
+        super().__init__(config, forecasts_lead_time=True)
         sizes = len(config.trained_patch_sizes)
         largest, width = max(config.trained_patch_sizes), config.d_model
         backend = get_backend(config.backend)
@@ -87,7 +87,7 @@ class MoiraiMoENetwork(ForecastNetwork):
         self.layers = nn.ModuleList(
             TransformerLayer(config, backend) for _ in range(config.num_layers)
         )
-        self.norm = nn.RMSNorm(width, eps=_NORM_EPSILON)
+        self.norm = RMSNorm(width)
         # Rows of one parameter lie together, a row for each step of the largest patch.
         self.parameter_projection = PatchLinear(
             sizes, width, self.parameter_head.in_features * largest
@@ -113,10 +113,9 @@ class MoiraiMoENetwork(ForecastNetwork):
         return [layer for layer in self.layers if isinstance(layer, TransformerLayer)]
 
     @property
-    def input_window(self) -> WindowConfig:
-        """Lead time is forecast like the horizon."""
-        window = self.window
-        return dataclasses.replace(window, prediction_length=window.future_length, lead_time=0)
+    def shortest_training_context(self) -> int:
+        """A few patches: every patch is told from those before it, so that all windows teach."""
+        return min(_ENOUGH_PATCHES * max(self.patch_sizes), self.window.context_length)
 
     def draws_paths(self, patch_size: int) -> bool:
         """Whether a forecast takes more than one patch, of which each depends on the last."""

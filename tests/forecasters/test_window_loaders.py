@@ -105,6 +105,32 @@ def test_series_are_equally_likely_and_so_are_their_windows() -> None:
 
 
 @pytest.mark.parametrize("max_bytes", [None, 100])
+def test_short_series_give_windows_of_short_contexts_where_these_are_enough(max_bytes: Any) -> None:
+    config = WindowConfig("h", prediction_length=3, context_length=9)
+    entries = numbered([30, 11, 5, 3])
+
+    def found(shortest_context: Any, epoch: int = 0) -> list[tuple[int, int]]:
+        windows = TrainingWindows(
+            entries,
+            config,
+            NAMES,
+            8,
+            60,
+            seed=0,
+            max_bytes=max_bytes,
+            shortest_context=shortest_context,
+        )
+        windows.set_epoch(epoch)
+        return windows_of(windows)
+
+    full = {(0, step) for step in range(9, 28)}
+    assert set(found(None)) == full | {(1, 8), (2, 2)}
+    assert set(found(4)) == full | {(1, step) for step in range(4, 9)} | {(2, 2)}
+    assert found(4) == found(4)
+    assert found(4) != found(4, epoch=1)
+
+
+@pytest.mark.parametrize("max_bytes", [None, 100])
 def test_the_same_seed_and_epoch_give_the_same_batches(max_bytes: Any) -> None:
     entries = numbered([30, 20, 25, 40, 15])
 

@@ -243,11 +243,17 @@ def test_nothing_at_or_after_the_anchor_reaches_the_past(
     ),
     st.integers(0, 2),
     st.integers(0, 3),
+    st.sampled_from([None, 1, 2, 4, 9]),
 )
 # A context without observations beside a neighbour's full of them.
-@example([[1.0] * 12, [np.nan, 1.0, 1.0]], 0, 0)
+@example([[1.0] * 12, [np.nan, 1.0, 1.0]], 0, 0, None)
+# One series long enough for a full context, one a step too short, one too short for a window.
+@example([[1.0] * 6, [1.0] * 5, [1.0] * 2], 0, 0, 2)
 def test_trainable_anchors_follow_their_rules(
-    targets: list[list[float]], lead_time: int, calibration_windows: int
+    targets: list[list[float]],
+    lead_time: int,
+    calibration_windows: int,
+    shortest_context: Optional[int],
 ) -> None:
     config = WindowConfig("h", 2, 4, lead_time=lead_time)
     targets = [target for target in targets if np.isfinite(target).any()]
@@ -264,7 +270,9 @@ def test_trainable_anchors_follow_their_rules(
         ):
             held_out += 2
         last = length - held_out - lead_time - 2
-        possible = [anchor for anchor in range(1, last + 1) if anchor >= 4]
+        possible = list(range(4, last + 1))
+        if not possible and shortest_context is not None:
+            possible = list(range(shortest_context, last + 1))
         if not possible and last >= 1:
             possible = [last]
         for anchor in possible:
@@ -272,7 +280,8 @@ def test_trainable_anchors_follow_their_rules(
             horizon = target[anchor + lead_time : anchor + lead_time + 2]
             if np.isfinite(context).any() and np.isfinite(horizon).any():
                 expected.append((number, anchor))
-    series, steps = arrays_of(entries, config).trainable_anchors(calibration_windows)
+    arrays = arrays_of(entries, config)
+    series, steps = arrays.trainable_anchors(calibration_windows, shortest_context)
     assert list(zip(series.tolist(), steps.tolist())) == expected
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from model_cases import QUIET, forecast_values, same_weights, series
@@ -368,6 +369,16 @@ def test_loss_in_training_is_that_of_what_follows_a_random_prefix(
     # Of one patch, the third series', all is prefix.
     assert [len(losses.unique()) > 1 for losses in drawn.T] == [True, True, False, True]
     torch.testing.assert_close(whole, at_the_end, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("length", "number"), [(18, 1), (19, 2), (29, 12), (30, 1), (31, 2)])
+def test_a_series_shorter_than_the_window_gives_several(length: int, number: int) -> None:
+    """Context 28 and horizon 2; four patches of four steps are context enough."""
+    estimator = MoiraiMoEEstimator("h", 2, 28, patch_size=PATCH)
+    entries = [{"start": pd.Period("2024", freq="h"), "target": np.arange(float(length))}]
+    loader = estimator.create_training_data_loader(entries, estimator.create_lightning_module())
+    lasts = {float(last) for batch in loader for last in batch["past_target"][:, -1, 0]}
+    assert lasts == {float(length - 3 - earlier) for earlier in range(number)}
 
 
 def test_what_was_not_observed_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
