@@ -9,7 +9,7 @@ from torch.distributions import Distribution
 
 from ..distributions import probability_transform
 from .fields import TARGET, WindowConfig
-from .windows import held_out_steps
+from .series import held_out_steps
 
 _LARGEST_COVERAGE = 0.998
 

@@ -288,7 +288,7 @@ class MoEEstimator(PyTorchLightningEstimator):
         return ForecastModule(self.create_network(), self.optimizer_config)
 
     def create_transformation(self) -> Identity:
-        """Nothing: windows are cut from arrays, see :mod:`moecast.forecasters.windows`."""
+        """Nothing: windows are cut from arrays, see :mod:`moecast.forecasters.series`."""
         return Identity()
 
     def create_training_data_loader(

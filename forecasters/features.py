@@ -12,7 +12,7 @@ from .fields import (
     PAST_FEAT_DYNAMIC_REAL,
     WindowConfig,
 )
-from .windows import SeriesArrays
+from .series import SeriesArrays
 
 
 class FeatureScaler(nn.Module):

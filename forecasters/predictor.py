@@ -34,7 +34,7 @@ from .moe import ExpertUsage
 from .network import ForecastNetwork, NetworkOutput
 from .patching import best_patch_sizes
 from .serialization import ModelFolder
-from .windows import Batch, SeriesArrays, history_ends
+from .series import Batch, SeriesArrays, history_ends
 
 P = TypeVar("P", bound="MoEPredictor")
 

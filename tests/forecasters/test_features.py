@@ -8,7 +8,7 @@ import pytest
 import torch
 from moecast.forecasters.features import FeatureScaler, WindowFeatures
 from moecast.forecasters.fields import WindowConfig
-from moecast.forecasters.windows import read_chunks
+from moecast.forecasters.series import read_chunks
 
 CONFIG = WindowConfig(
     "h",

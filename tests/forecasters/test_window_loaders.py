@@ -17,7 +17,8 @@ from gluonts.transform.sampler import (
 )
 from moecast.forecasters.calibration import held_out_windows
 from moecast.forecasters.fields import WindowConfig
-from moecast.forecasters.windows import TrainingWindows, ValidationWindows, held_out_steps
+from moecast.forecasters.series import held_out_steps
+from moecast.forecasters.windows import TrainingWindows, ValidationWindows
 
 CONFIG = WindowConfig("h", prediction_length=3, context_length=4)
 NAMES = ("past_target",)

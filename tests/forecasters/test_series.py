@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from moecast.forecasters.fields import WindowConfig, read_entry
 from moecast.forecasters.frequencies import time_features
-from moecast.forecasters.windows import (
+from moecast.forecasters.series import (
     SeriesArrays,
     fill_missing,
     held_out_steps,
