@@ -58,6 +58,8 @@ class TorchBackend:
         expand_EIF: Tensor,
         contract_EFO: Tensor,
     ) -> Tensor:
+        if len(x_TI) == 0:
+            return x_TI.new_zeros(0, contract_EFO.shape[-1])
         kernels = _cuda_kernels() if x_TI.is_cuda else None
         if kernels is not None and x_TI.dtype == torch.float32 and not torch.is_grad_enabled():
             return kernels.gated_ffn(x_TI, weights_TK, ids_TK, expand_EIF, contract_EFO)

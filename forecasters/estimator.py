@@ -515,7 +515,15 @@ def takes_shared_settings(**defaults: Any) -> Callable[[Callable[..., None]], Ca
     ----------
     **defaults
         Shared settings that this model has another default of.
+
+    Raises
+    ------
+    TypeError
+        If there is no such setting.
     """
+    unknown = defaults.keys() - SharedSettings.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"no shared setting is called {', '.join(sorted(unknown))}")
 
     def decorate(init: Callable[..., None]) -> Callable[..., None]:
         own = [

@@ -89,6 +89,12 @@ def test_gated_ffn_equals_a_loop_over_tokens(given_: Problem, learning: bool) ->
     np.testing.assert_allclose(outputs.numpy(), by_loop(given_), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("learning", [False, True])
+def test_no_tokens_have_no_outputs(learning: bool) -> None:
+    with torch.set_grad_enabled(learning):
+        assert BACKEND.gated_ffn(*problem(0, experts=3, top_k=2)).shape == (0, 2)
+
+
 def padded(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     return _padded_linear(x, weight, counts, int(counts.max()))
 

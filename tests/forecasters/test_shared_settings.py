@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 from gluonts.core.component import equals
 from gluonts.shell.sagemaker.params import decode_sagemaker_parameters
-from moecast.forecasters import MoEEstimator, MoiraiMoEEstimator, MoLEEstimator
+from moecast.forecasters import (
+    HierarchicalAutoformerEstimator,
+    MoEEstimator,
+    MoiraiMoEEstimator,
+    MoLEEstimator,
+)
 from moecast.forecasters.estimator import SharedSettings, takes_shared_settings
 from typing_extensions import Unpack
 
@@ -17,6 +22,7 @@ SHARED = inspect.signature(MoEEstimator.__init__).parameters
 DEFAULTS: dict[type[MoEEstimator], dict[str, Any]] = {
     MoLEEstimator: {},
     MoiraiMoEEstimator: {"patch_size": 16, "lr": 1e-3, "weight_decay": 0.1},
+    HierarchicalAutoformerEstimator: {"patch_size": 4},
 }
 
 
@@ -159,3 +165,8 @@ def test_hyperparameters_of_strings_are_converted() -> None:
     assert (estimator.num_samples, estimator.tune_routers) == (30, True)
     assert estimator.network_config.patch_sizes == (4, 8)
     assert estimator.network_config.covariates_ahead is False
+
+
+def test_a_default_of_no_shared_setting_is_refused() -> None:
+    with pytest.raises(TypeError, match="no shared setting is called learning_rate"):
+        takes_shared_settings(learning_rate=0.1)
