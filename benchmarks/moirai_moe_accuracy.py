@@ -3,11 +3,12 @@
     python benchmarks/moirai_moe_accuracy.py --data ../shared/data
     python benchmarks/moirai_moe_accuracy.py --data ../shared/data --accelerator gpu --jobs 6
 
-For every seed, one network is trained on five sets without their test windows and on a mixture of
-other series, each drawn from equally often, and written in the published format. Read again for
+For every seed, one network is trained on five sets without their test windows, each drawn from
+equally often, and written in the published format. Read again for
 each set's horizon, it forecasts the test windows of benchmarks/accuracy.py with both ways of
 decoding. Then it is fine-tuned on tourism_monthly, which it has not seen, and compared with itself
 before and with a network of the same size trained on tourism_monthly alone for as many steps.
+With --more-series a mixture of other series is trained on as a sixth set.
 Printed are means over the seeds and their standard errors, as Markdown.
 """
 
@@ -99,19 +100,19 @@ def averages(entry: DataEntry, hours: int) -> DataEntry:
 
 
 def equally_often(sets: List[List[DataEntry]]) -> List[DataEntry]:
-    """All series in pieces, those of small sets several times, so that all sets weigh the same."""
-    pieces = [[piece for entry in entries for piece in pieces_of(entry)] for entries in sets]
-    most = max(len(entries) for entries in pieces)
-    return [entry for entries in pieces for entry in entries * round(most / len(entries))]
+    """All series, those of small sets several times."""
+    most = max(len(entries) for entries in sets)
+    return [entry for entries in sets for entry in entries * round(most / len(entries))]
 
 
-def pieces_of(entry: DataEntry) -> List[DataEntry]:
-    """A long series in pieces, so that repeating it takes no more memory than a short one."""
+def in_pieces(entries: List[DataEntry]) -> List[DataEntry]:
+    """Long series cut, so that repeating them takes no more memory than repeating short ones."""
     return [
         {
             "start": entry["start"] + first,
             "target": entry["target"][first : first + LONGEST_PIECE],
         }
+        for entry in entries
         for first in range(0, len(entry["target"]), LONGEST_PIECE)
     ]
 
@@ -183,7 +184,9 @@ def pretrain_and_tune(seed: int, arguments: argparse.Namespace) -> Runs:
     be_quiet()
     torch.set_num_threads(arguments.threads)
     sets = [training_part(name, arguments.data) for name in TOGETHER]
-    sets.append(equally_often(other_series(arguments.data)))
+    if arguments.more_series:
+        others = [in_pieces(entries) for entries in other_series(arguments.data)]
+        sets = [*(in_pieces(entries) for entries in sets), equally_often(others)]
     runs: Runs = {}
     with tempfile.TemporaryDirectory() as folder:
         estimator = pretraining(seed, arguments)
@@ -282,7 +285,8 @@ def main() -> None:
     parser.add_argument(
         "--tuning-steps", type=numbers, default=[100, 300, 1000], help="comma-separated"
     )
-    parser.add_argument("--horizon", type=int, default=32, help="of the windows of pretraining")
+    parser.add_argument("--horizon", type=int, default=64, help="of the windows of pretraining")
+    parser.add_argument("--more-series", action="store_true", help="train on other series, too")
     parser.add_argument("--decodings", type=names, default=list(DECODINGS), help="one or both")
     add_run_arguments(parser, steps=1500)
     arguments = parser.parse_args()
