@@ -374,8 +374,8 @@ def history_ends(
     for position, entry in enumerate(entries, start=first_position):
         checked = read_entry(entry, position, config, forecast=True)
         length = len(checked[TARGET])
-        last_observed = int(np.argmax(np.isfinite(checked[TARGET]).any(axis=-1)[::-1]))
-        skipped = max(0, length - max(config.context_length + held_out, last_observed + 1))
+        trailing_gap = int(np.argmax(np.isfinite(checked[TARGET]).any(axis=-1)[::-1]))
+        skipped = max(0, length - max(config.context_length + held_out, trailing_gap + 1))
         end = {name: checked[name][skipped:] for name in config.dynamic_fields}
         end[FieldName.START] = checked[FieldName.START] + skipped
         ends.append({**checked, **end})

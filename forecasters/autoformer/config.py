@@ -13,6 +13,8 @@ from ..moe import check_routing
 # The discrete Meyer wavelet's filters are cut off, and do not give the sequence back.
 WAVELETS = tuple(name for name in pywt.wavelist(kind="discrete") if name != "dmey")
 
+_MOST_WAVELET_LEVELS = 10
+
 DECOMPOSITIONS = ("input", "layers", None)
 
 
@@ -37,7 +39,7 @@ class AutoformerConfig(FrozenSettings):
     num_encoder_layers: int
     num_decoder_layers: int
     num_experts: int
-    top_k: int
+    top_k: Optional[int]
     wavelet: Optional[str]
     wavelet_levels: int
     decomposition: Optional[str]
@@ -70,6 +72,11 @@ class AutoformerConfig(FrozenSettings):
         if self.moving_average < 3 or self.moving_average % 2 == 0:
             raise ValueError(
                 f"moving_average={self.moving_average} must be an odd number of at least 3"
+            )
+        if self.wavelet_levels > _MOST_WAVELET_LEVELS:
+            raise ValueError(
+                f"wavelet_levels={self.wavelet_levels} must be at most {_MOST_WAVELET_LEVELS}: "
+                "each halves the number of tokens"
             )
         if not 0 < self.delay_factor < math.inf:
             raise ValueError(f"delay_factor={self.delay_factor} must be a positive number")

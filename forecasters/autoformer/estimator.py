@@ -17,9 +17,10 @@ class HierarchicalAutoformerPredictor(MoEPredictor):
 class HierarchicalAutoformerEstimator(MoEEstimator):
     """Auto-correlation over wavelet resolutions, with experts (after Wu et al. 2021).
 
-    An encoder reads the context as wavelet bands, a decoder continues its end over the horizon,
-    season and trend apart. Their layers find the delays at which the series resembles itself and
-    send each token through its best feed-forward.
+    An encoder reads the context, as wavelet bands if ``wavelet`` names one, and a decoder continues
+    its end over the horizon, season and trend apart. Their layers find the delays at which the
+    series resembles itself and send each token through its best feed-forward. By default there is
+    one resolution, and only the input is decomposed.
 
     Parameters
     ----------
@@ -34,18 +35,19 @@ class HierarchicalAutoformerEstimator(MoEEstimator):
     num_encoder_layers, num_decoder_layers
         Layers of each resolution, and of the decoder.
     num_experts, top_k
-        Feed-forwards of each layer, and how many each token is sent through. 1 expert is a plain
-        feed-forward.
+        Feed-forwards of each layer, and how many each token is sent through; ``None`` for all. 1
+        expert is a plain feed-forward.
     wavelet
         A discrete wavelet of PyWavelets (``"haar"``, ``"db4"``, ``"sym4"``, …); ``None`` for a
         single resolution.
     wavelet_levels
-        Resolutions below the finest.
+        How often the sequence is halved; there is one band more.
     decomposition
         What is decomposed into season and trend: ``"input"``, whose trend is continued by a linear
         map, ``"layers"`` for this and what every layer puts out, or ``None``.
     moving_average
-        The widest moving average of a decomposition, an odd number of tokens.
+        The widest moving average of a decomposition, an odd number: of steps where the input is
+        decomposed, of tokens in a layer.
     delay_factor
         Delays of a head are this times the logarithm of the number of tokens.
     dropout
@@ -80,7 +82,7 @@ class HierarchicalAutoformerEstimator(MoEEstimator):
         num_encoder_layers: int = 2,
         num_decoder_layers: int = 1,
         num_experts: int = 4,
-        top_k: int = 1,
+        top_k: Optional[int] = 1,
         wavelet: Optional[str] = None,
         wavelet_levels: int = 2,
         decomposition: Optional[str] = "input",

@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from ...backends import Backend
 from ..moe import GatedExperts, LinearRouter, Routing
-from .circular import circular_correlation, move
+from .circular import circular_convolution, circular_correlation
 from .config import AutoformerConfig
 
 
 class AutoCorrelation(nn.Module):
-    """What happened at the delays at which the memory resembles the query (section 3.2).
+    """Attention over delays instead of tokens (section 3.2).
 
     Each head finds the ``delay_factor * ln T`` delays of largest correlation and adds up the
     memory's values, moved by them, weighted by a softmax over the correlations. Moving by weighted
@@ -39,7 +39,7 @@ class AutoCorrelation(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.delay_factor = delay_factor
-        # A constant changes neither which delays resemble most nor more than the output's bias.
+        # Without padding a bias favours no delay; with it, those at which the two overlap most.
         self.query = nn.Linear(d_model, d_model, bias=False)
         self.key = nn.Linear(d_model, d_model, bias=False)
         self.value = nn.Linear(d_model, d_model, bias=False)
@@ -51,19 +51,19 @@ class AutoCorrelation(nn.Module):
 
         Delays are circular, so that it makes no difference where on that axis the query begins.
         """
-        query = self._heads(self.query(query_BTD), length)
-        key = self._heads(self.key(memory_BTD), length)
-        value = self._heads(self.value(memory_BTD), length)
+        query = self._pad_and_split_heads(self.query(query_BTD), length)
+        key = self._pad_and_split_heads(self.key(memory_BTD), length)
+        value = self._pad_and_split_heads(self.value(memory_BTD), length)
         weights_BTA = self._weights_of_delays(self.correlation(query, key))
-        moved = move(weights_BTA, value)[:, : query_BTD.shape[1]]
-        return self.output(moved.flatten(2))
+        moved = circular_convolution(weights_BTA, value)[:, : query_BTD.shape[1]]
+        return self.output(moved.flatten(2).to(value.dtype))
 
     def correlation(self, query_BTAD: Tensor, key_BTAD: Tensor) -> Tensor:
         """The mean over time of attention's product, the key moved by each delay ``[B, T, A]``."""
         length, features = query_BTAD.shape[1], query_BTAD.shape[-1]
         return circular_correlation(query_BTAD, key_BTAD) / (length * math.sqrt(features))
 
-    def _heads(self, x_BTD: Tensor, length: int) -> Tensor:
+    def _pad_and_split_heads(self, x_BTD: Tensor, length: int) -> Tensor:
         """Zeros put behind the last token, and the heads apart ``[B, T, A, D / A]``."""
         if x_BTD.shape[1] < length:
             x_BTD = F.pad(x_BTD, (0, 0, 0, length - x_BTD.shape[1]))
@@ -82,8 +82,8 @@ class AutoCorrelation(nn.Module):
 class SeriesDecomposition(nn.Module):
     """A sequence as its moving average, the trend, and what is left of it (section 3.1).
 
-    The average's weights are learned. How wide it is for a series, its mean change from token to
-    token tells, through a learned map.
+    The average's weights are learned. Its width for a series is a learned function of how much that
+    series changes from token to token.
 
     Parameters
     ----------
@@ -97,18 +97,18 @@ class SeriesDecomposition(nn.Module):
 
     def __init__(self, num_features: int, moving_average: int) -> None:
         super().__init__()
-        self.most_reach = moving_average // 2
+        self.max_reach = moving_average // 2
         self.log_weights = nn.Parameter(torch.zeros(moving_average))
         self.width = nn.Linear(num_features, 1)
         nn.init.zeros_(self.width.weight)
         nn.init.zeros_(self.width.bias)
-        offsets = torch.arange(-self.most_reach, self.most_reach + 1).abs()
+        offsets = torch.arange(-self.max_reach, self.max_reach + 1).abs()
         self.register_buffer("offsets", offsets.float(), persistent=False)
 
     def forward(self, x_BTD: Tensor) -> Tuple[Tensor, Tensor]:
         """Remainder and trend, both ``[B, T, D]``; beyond the ends, the end is repeated."""
         # A series is a channel of its own: one convolution with as many groups as series.
-        ends = (0, 0, self.most_reach, self.most_reach)
+        ends = (0, 0, self.max_reach, self.max_reach)
         extended = F.pad(x_BTD.unsqueeze(0), ends, mode="replicate")
         kernels = self.kernels(x_BTD)[:, None, :, None]
         trend = F.conv2d(extended, kernels, groups=len(x_BTD)).squeeze(0)
@@ -119,8 +119,8 @@ class SeriesDecomposition(nn.Module):
         # How rough a series is, is taken as given: this saves a fifth of the backward pass.
         x_BTD = x_BTD.detach()
         changes_BD = x_BTD.diff(dim=1).abs().sum(dim=1) / max(1, x_BTD.shape[1] - 1)
-        reach_B1 = self.most_reach * torch.sigmoid(self.width(changes_BD))
-        # A weight within reach stays as it is, one beyond it fades, and both have a gradient.
+        reach_B1 = self.max_reach * torch.sigmoid(self.width(changes_BD))
+        # Weights fade smoothly where their offset passes the reach, so that both have a gradient.
         return (self.log_weights + F.logsigmoid(1.0 + reach_B1 - self.offsets)).softmax(dim=-1)
 
 
@@ -176,8 +176,8 @@ class Layer(nn.Module):
     def __init__(self, config: AutoformerConfig, backend: Backend, reads_memory: bool) -> None:
         super().__init__()
         width = config.d_model
-        self.itself = auto_correlation(config)
-        self.memory = auto_correlation(config) if reads_memory else None
+        self.self_correlation = auto_correlation(config)
+        self.cross_correlation = auto_correlation(config) if reads_memory else None
         self.feed_forward = MixtureFeedForward(config, backend)
         parts = 3 if reads_memory else 2
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(parts))
@@ -210,11 +210,11 @@ class Layer(nn.Module):
         for i, norm in enumerate(self.norms):
             normed, routing = norm(x_BTD), None
             if i == 0:
-                change = self.itself(normed, normed, x_BTD.shape[1])
+                change = self.self_correlation(normed, normed, x_BTD.shape[1])
             elif i + 1 < len(self.norms):
-                assert self.memory is not None
+                assert self.cross_correlation is not None
                 assert memory_BTD is not None
-                change = self.memory(normed, memory_BTD, length)
+                change = self.cross_correlation(normed, memory_BTD, length)
             else:
                 change, routing = self.feed_forward(normed)
             x_BTD = x_BTD + self.dropout(change)
@@ -222,7 +222,11 @@ class Layer(nn.Module):
                 x_BTD, trend = self.decompositions[i](x_BTD)
                 trends.append(trend)
         # An encoder's trends go nowhere.
-        trend = torch.stack(trends).sum(dim=0) if trends and self.memory is not None else None
+        trend = (
+            torch.stack(trends).sum(dim=0)
+            if trends and self.cross_correlation is not None
+            else None
+        )
         return x_BTD, trend, routing
 
 

@@ -42,6 +42,8 @@ class AutoformerInputs(NamedTuple):
         ``[batch, label + horizon, time features]``.
     trend
         The trend ``[batch, horizon, target]``, on the scale of the standardised window.
+
+    The horizon here begins with the lead time.
     """
 
     encoder: Tensor
@@ -239,15 +241,15 @@ class AutoformerNetwork(ForecastNetwork):
     ) -> AutoformerInputs:
         """The inputs of encoder and decoder, see :class:`AutoformerInputs`.
 
-        A context that is no multiple of the patch begins with its first step repeated, and the
-        horizon ends with its last.
+        A context that is no multiple of the patch begins with its first step repeated, marked as
+        not observed, and the horizon ends with its last.
         """
         context, future = self.window.context_length, self.window.future_length
-        known = scaled_BTC.new_zeros(len(scaled_BTC), context + future, 0)
+        nothing = scaled_BTC.new_zeros(len(scaled_BTC), context + future, 0)
         dynamic = self.features(inputs)
-        known = dynamic.get(FEAT_DYNAMIC_REAL, known)
-        past = dynamic.get(PAST_FEAT_DYNAMIC_REAL, known[:, :context, :0])
-        time = inputs["time_feat"] if self.reads_time_features else known[:, :, :0]
+        known = dynamic.get(FEAT_DYNAMIC_REAL, nothing)
+        past = dynamic.get(PAST_FEAT_DYNAMIC_REAL, nothing[:, :context])
+        time = inputs["time_feat"] if self.reads_time_features else nothing
         before, behind = -context % patch_size, -future % patch_size
         num_label = -(-self.config.label_length // patch_size) * patch_size
 
@@ -256,7 +258,7 @@ class AutoformerNetwork(ForecastNetwork):
         if self.decomposition is not None:
             seasonal, past_trend = self.decomposition(scaled)
             trend = _extend(self.continuation @ past_trend[:, before:], 0, behind)
-        observed = _extend(inputs["past_observed_values"], before)
+        observed = F.pad(inputs["past_observed_values"], (0, 0, before, 0))
         known, time = (_extend(x, before, behind) for x in (known, time))
         label = F.pad(torch.cat([seasonal, observed], dim=-1), (0, 0, 0, future + behind))
         begin = max(0, scaled.shape[1] - num_label)

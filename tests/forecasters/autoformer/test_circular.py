@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moecast.forecasters.autoformer.circular import circular_correlation, move
+from moecast.forecasters.autoformer.circular import circular_convolution, circular_correlation
 from torch import Tensor
 
 # Odd and even lengths, of which the spectra differ.
@@ -49,7 +49,7 @@ def test_correlation_equals_loops(length: int, heads: int, features: int, seed: 
 def test_moving_equals_loops(length: int, heads: int, features: int, seed: int) -> None:
     weights = normal(2, length, heads, seed=seed)
     value = normal(2, length, heads, features, seed=seed + 1)
-    torch.testing.assert_close(move(weights, value), move_by_loops(weights, value))
+    torch.testing.assert_close(circular_convolution(weights, value), move_by_loops(weights, value))
 
 
 @settings(deadline=None, max_examples=15)
@@ -59,7 +59,7 @@ def test_gradients_are_those_of_the_loops(length: int, seed: int, of_the_first: 
     weights = normal(2, length, 2, seed=seed + 1)
     for function, loops, arguments in (
         (circular_correlation, correlation_by_loops, (query, key)),
-        (move, move_by_loops, (weights, key)),
+        (circular_convolution, move_by_loops, (weights, key)),
     ):
         gradients = []
         for compute in (function, loops):
@@ -79,7 +79,7 @@ def test_gradients_are_finite_differences() -> None:
         query, key = normal(2, 2, length, 2, 3, seed=0).requires_grad_().unbind()
         weights = normal(2, length, 2, seed=1).requires_grad_()
         assert torch.autograd.gradcheck(circular_correlation, (query, key))
-        assert torch.autograd.gradcheck(move, (weights, key))
+        assert torch.autograd.gradcheck(circular_convolution, (weights, key))
 
 
 def test_a_sequence_resembles_itself_most_at_the_delay_it_was_moved_by() -> None:
@@ -89,4 +89,4 @@ def test_a_sequence_resembles_itself_most_at_the_delay_it_was_moved_by() -> None
         assert circular_correlation(moved, key)[0, :, 0].argmax() == delay
         one = torch.zeros(1, 12, 1, dtype=torch.float64)
         one[:, delay] = 1.0
-        torch.testing.assert_close(move(one, key), moved)
+        torch.testing.assert_close(circular_convolution(one, key), moved)

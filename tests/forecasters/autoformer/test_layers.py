@@ -343,7 +343,7 @@ def config_of(**settings: Any) -> AutoformerConfig:
     return autoformer()(**{"d_model": WIDTH, "dropout": 0.0, **settings}).network_config
 
 
-PARTS = ("itself", "memory", "feed_forward")
+PARTS = ("self_correlation", "cross_correlation", "feed_forward")
 
 
 def silence(layer: Layer, *parts: str) -> None:
@@ -365,7 +365,7 @@ def test_a_layer_whose_parts_are_silent_keeps_or_splits_what_it_is_given(
 ) -> None:
     config = config_of(decomposition=decomposition)
     layer = randomised(Layer(config, get_backend(), reads_memory))
-    silence(layer, *(PARTS if reads_memory else ("itself", "feed_forward")))
+    silence(layer, *(PARTS if reads_memory else ("self_correlation", "feed_forward")))
     x, memory = normal(2, 7, WIDTH), normal(2, 5, WIDTH, seed=1)
     with torch.no_grad():
         remainder, trend, routing = layer(x, memory, 9) if reads_memory else layer(x)
@@ -395,7 +395,7 @@ def test_every_part_of_a_layer_adds_to_it(part: str) -> None:
 def test_what_a_layer_adds_is_dropped_by_features_of_whole_series() -> None:
     torch.manual_seed(0)
     layer = randomised(Layer(config_of(decomposition=None, dropout=0.5), get_backend(), False))
-    silence(layer, "itself")
+    silence(layer, "self_correlation")
     x = normal(5, 7, WIDTH)
     with torch.no_grad():
         same = layer(x)[0] == x

@@ -111,7 +111,7 @@ def test_series_do_not_look_at_each_other(variant: dict[str, Any]) -> None:
 
 # What all tokens have in common is trend, and an encoder's trends go nowhere.
 IN_DECOMPOSED_LAYERS = (
-    r"encoder\.stacks\..*\.itself\.output\.bias",
+    r"encoder\.stacks\..*\.self_correlation\.output\.bias",
     r"encoder\.stacks\..*\.norms\.0\.bias",
 )
 
@@ -416,6 +416,7 @@ def test_what_is_read_lies_where_it_belongs() -> None:
     context = torch.tensor([0.0, 0, 0, 1, 2, 3, 4, 5, 6], dtype=torch.float64)
     future = torch.tensor([7.0, 8, 9, 10, 11, 11], dtype=torch.float64)
     seen = (context < 6).double()
+    seen[:2] = 0.0
     columns = [300.0 + context, seen, context, context, 100.0 + context]
     assert torch.equal(read.encoder[1], torch.stack(columns, dim=1))
     assert torch.equal(read.encoder_time[1, :, 0], 200.0 + context)
@@ -652,9 +653,25 @@ def test_the_decoder_reads_the_encoder_on_the_axis_of_context_and_horizon() -> N
     network = network_of(label_length=6, prediction_length=7, patch_size=2)
     seen: list[tuple[Any, ...]] = []
     (layer,) = network.decoder.layers
-    layer.memory.register_forward_pre_hook(lambda _, arguments: seen.append(arguments))
+    layer.cross_correlation.register_forward_pre_hook(lambda _, arguments: seen.append(arguments))
     arguments(network, inputs_of(network))
     ((query, memory, length),) = seen
     assert query.shape[1] == 3 + 4
     assert memory.shape[1] == CONTEXT // 2
     assert length == CONTEXT // 2 + 4
+
+
+@pytest.mark.parametrize("variant_name", VARIANTS)
+def test_half_precision_trains_and_forecasts(variant_name: str) -> None:
+    """Fourier transforms know no bfloat16, whether the network is of it or computes in it."""
+    network = network_of(**VARIANTS[variant_name]).float()
+    inputs = {name: tensor.float() for name, tensor in inputs_of(network).items()}
+    target = torch.zeros(BATCH, HORIZON, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = network.outputs(inputs)
+        network.loss(output, target, torch.ones_like(target)).sum().backward()
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert sum(gradient.abs().sum() for gradient in gradients) > 0
+    half = network.bfloat16().outputs({name: x.bfloat16() for name, x in inputs.items()})
+    assert all(argument.isfinite().all() for argument in half.distr_args)
