@@ -221,6 +221,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with the CSV files")
     parser.add_argument("--sets", default=",".join(SETS), help="comma-separated")
     parser.add_argument("--compare", choices=[*COMPARISONS, "baselines"], default="default")
+    parser.add_argument("--forecasters", nargs="*", help="some of the comparison's")
     parser.add_argument("--seeds", default="0,1", help="comma-separated")
     add_run_arguments(parser)
     arguments = parser.parse_args()
@@ -229,6 +230,7 @@ def main() -> None:
 
     compare = arguments.compare
     names = ["SeasonalNaive", *BASELINES] if compare == "baselines" else list(COMPARISONS[compare])
+    names = [name for name in names if name in (arguments.forecasters or names)]
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     rows = [(set_name, name) for set_name in arguments.sets.split(",") for name in names]
     print(f"{describe_machine()}; {arguments.steps} steps, seeds {arguments.seeds}\n")

@@ -23,7 +23,7 @@ def import_in_new_process(module: str) -> Tuple[float, float]:
     """Seconds of processor time, and seconds until the process ended."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     begin = time.perf_counter()
-    subprocess.run([sys.executable, "-c", f"import {module}"], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
     passed = time.perf_counter() - begin
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
