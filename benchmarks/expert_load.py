@@ -2,8 +2,9 @@
 
     python benchmarks/expert_load.py --data ../shared/data
 
-Four experts, the best one for each token; by default 500 steps of 64 windows, one seed. Printed is the share of the
-tokens of the test windows that each layer's experts got, the largest first. Even would be 0.25.
+Four experts, the best one for each token; by default 500 steps of 64 windows, one seed. Printed is
+the share of the tokens of the test windows that each layer's experts got, the largest first. Even
+would be 0.25.
 """
 
 import argparse
