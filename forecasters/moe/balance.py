@@ -68,4 +68,4 @@ class ExpertUsage:
     @property
     def chosen_share(self) -> Dict[str, np.ndarray]:
         """Share of tokens that chose each expert ``[E]``, by router; each sums to top_k."""
-        return {name: (c / self._tokens[name]).numpy() for name, c in self._chosen.items()}
+        return {name: (c.double() / self._tokens[name]).numpy() for name, c in self._chosen.items()}

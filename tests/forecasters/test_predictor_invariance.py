@@ -232,7 +232,7 @@ def test_expert_usage_is_that_of_the_last_prediction(predictor: MoEPredictor) ->
         assert (share >= 0).all()
         chosen = usage.chosen_share[name]
         assert chosen.shape == share.shape
-        assert chosen.sum() >= 1
+        assert chosen.sum() >= 1 - 1e-6
         assert (chosen <= 1).all()
 
 
