@@ -21,7 +21,7 @@ demo: $(READY)  ## train MoLE on real series, backtest it against baselines, plo
 	$(BIN)/python -m moecast.evaluation.demo
 
 test: $(READY)  ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 lint: $(READY)  ## style and format, nothing changed
 	$(BIN)/ruff check .

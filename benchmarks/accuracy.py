@@ -18,9 +18,10 @@ import tempfile
 import warnings
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import gluonts.torch as gluonts_torch
 import numpy as np
@@ -87,38 +88,41 @@ SETS: Dict[str, TestSet] = {
     ),
 }
 
-ONE_EXPERT = {"num_experts": 1}
-COMPARISONS: Dict[str, Dict[str, Mapping[str, Any]]] = {
-    "default": {"MoLE": {}, "Autoformer": {}},
-    "calibration": {"MoLE": {}, "MoLE, calibrated": {"calibration_windows": 4}},
+MoLE, Autoformer = MoLEEstimator, HierarchicalAutoformerEstimator
+COMPARISONS: Dict[str, Dict[str, Callable[..., Estimator]]] = {
+    "default": {"MoLE": MoLE, "Autoformer": Autoformer},
+    "calibration": {"MoLE": MoLE, "MoLE, calibrated": partial(MoLE, calibration_windows=4)},
     "experts": {
-        f"{expert}, {label}": {"expert": expert, **settings}
+        f"{expert}, {label}": partial(MoLE, expert=expert, **settings)
         for expert in ("dlinear", "rlinear", "rmlp")
         for label, settings in (
-            ("one expert", ONE_EXPERT),
+            ("one expert", {"num_experts": 1}),
             ("8, window router", {"router": "window"}),
             ("8, statistics router", {"router": "statistics"}),
             ("8, calendar router", {"router": "calendar"}),
         )
     },
     "routing": {
-        "dense": {},
-        "top 2": {"top_k": 2},
-        "noisy top 2": {"top_k": 2, "noisy_routing": True},
-        "head dropout 0.2": {"head_dropout": 0.2},
+        "dense": MoLE,
+        "top 2": partial(MoLE, top_k=2),
+        "noisy top 2": partial(MoLE, top_k=2, noisy_routing=True),
+        "head dropout 0.2": partial(MoLE, head_dropout=0.2),
     },
-    "patches": {"patch size 1": {}, "patch size auto": {"patch_size": "auto"}},
+    "patches": {
+        "patch size 1": MoLE,
+        "patch size auto": partial(MoLE, patch_size="auto"),
+    },
     "autoformer": {
-        "Autoformer": {},
-        "Autoformer, wavelets": {"wavelet": "db4"},
-        "Autoformer, layers decomposed": {"decomposition": "layers"},
-        "Autoformer, no decomposition": {"decomposition": None},
-        "Autoformer, one expert": ONE_EXPERT,
-        "Autoformer, patch size 8": {"patch_size": 8},
+        "Autoformer": Autoformer,
+        "Autoformer, wavelets": partial(Autoformer, wavelet="db4"),
+        "Autoformer, layers decomposed": partial(Autoformer, decomposition="layers"),
+        "Autoformer, no decomposition": partial(Autoformer, decomposition=None),
+        "Autoformer, one expert": partial(Autoformer, num_experts=1),
+        "Autoformer, patch size 8": partial(Autoformer, patch_size=8),
     },
     "autoformer patches": {
-        "Autoformer, patch size 1": {"patch_size": 1},
-        "Autoformer, patch size auto": {"patch_size": "auto"},
+        "Autoformer, patch size 1": partial(Autoformer, patch_size=1),
+        "Autoformer, patch size auto": partial(Autoformer, patch_size="auto"),
     },
 }
 BASELINES: Dict[str, Dict[str, Any]] = {
@@ -190,8 +194,7 @@ def evaluate_in(
     if compare == "baselines":
         forecaster = make_baseline(name, task, common)
     else:
-        model = HierarchicalAutoformerEstimator if name.startswith("Autoformer") else MoLEEstimator
-        forecaster = model(freq=task.freq, **common, **COMPARISONS[compare][name])
+        forecaster = COMPARISONS[compare][name](freq=task.freq, **common)
     result = backtest(
         forecaster,
         task.load(arguments.data),
@@ -230,7 +233,11 @@ def main() -> None:
 
     compare = arguments.compare
     names = ["SeasonalNaive", *BASELINES] if compare == "baselines" else list(COMPARISONS[compare])
-    names = [name for name in names if name in (arguments.forecasters or names)]
+    if arguments.forecasters:
+        unknown = set(arguments.forecasters) - set(names)
+        if unknown:
+            parser.error(f"--compare {compare} has no {', '.join(sorted(unknown))}: choose {names}")
+        names = arguments.forecasters
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     rows = [(set_name, name) for set_name in arguments.sets.split(",") for name in names]
     print(f"{describe_machine()}; {arguments.steps} steps, seeds {arguments.seeds}\n")

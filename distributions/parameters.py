@@ -62,7 +62,7 @@ class ParameterHead(nn.Module):
             raw = torch.zeros(self.in_features, requires_grad=True)
             try:
                 level = self._level(raw)
-            except (NotImplementedError, AttributeError):
+            except NotImplementedError:  # The head does not know its mean.
                 return nowhere
             if not level.requires_grad:
                 return nowhere
