@@ -104,7 +104,8 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
 @pytest.mark.parametrize("case", list(ELSEWHERE))
 def test_new_process_forecasts_the_same(elsewhere: dict[str, dict], case: str) -> None:
     found = elsewhere[case]
-    np.testing.assert_array_equal(found["there"], found["here"])
+    # Another process may take another number of threads and so another order of summation.
+    np.testing.assert_allclose(found["there"], found["here"], rtol=1e-4, atol=1e-4)
     assert Predictor.deserialize(found["again"]) == found["predictor"]
 
 
