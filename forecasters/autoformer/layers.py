@@ -188,7 +188,11 @@ class Layer(nn.Module):
         self.dropout = SequenceDropout(config.dropout)
 
     def forward(
-        self, x_BTD: Tensor, memory_BTD: Optional[Tensor] = None, length: int = 0
+        self,
+        x_BTD: Tensor,
+        memory_BTD: Optional[Tensor] = None,
+        length: int = 0,
+        num_read: Optional[int] = None,
     ) -> Tuple[Tensor, Optional[Tensor], Optional[Routing]]:
         """One layer.
 
@@ -199,6 +203,9 @@ class Layer(nn.Module):
         memory_BTD, length
             For a decoder: what the encoder says, ``[B, tokens, D]``, and the length of the time
             axis that both lie on.
+        num_read
+            How many of the last tokens are read; where layers are not decomposed, the others are
+            left out of the feed-forward and of what is returned.
 
         Returns
         -------
@@ -208,6 +215,9 @@ class Layer(nn.Module):
         """
         trends = []
         for i, norm in enumerate(self.norms):
+            # A decomposition would read the tokens before, too.
+            if num_read and i + 1 == len(self.norms) and not self.decompositions:
+                x_BTD = x_BTD[:, -num_read:]
             normed, routing = norm(x_BTD), None
             if i == 0:
                 change = self.self_correlation(normed, normed, x_BTD.shape[1])

@@ -154,7 +154,8 @@ class Decoder(nn.Module):
         length = memory_BND.shape[1] + horizon
         trends = []
         for i, layer in enumerate(self.layers):
-            x_BND, trend, routing = layer(x_BND, memory_BND, length)
+            num_read = horizon if i + 1 == len(self.layers) else None
+            x_BND, trend, routing = layer(x_BND, memory_BND, length, num_read)
             if trend is not None:
                 trends.append(trend[:, -horizon:])
             if routing is not None:
@@ -172,6 +173,7 @@ class AutoformerNetwork(ForecastNetwork):
         All settings.
     """
 
+    level: Tensor
     location_direction: Tensor
 
     def __init__(self, config: AutoformerConfig) -> None:
@@ -204,12 +206,12 @@ class AutoformerNetwork(ForecastNetwork):
         self.decomposition: Optional[SeriesDecomposition] = None
         if config.decomposition is not None:
             self.decomposition = SeriesDecomposition(channels, config.moving_average)
-            self.continuation = nn.Parameter(
-                _between_mean_and_end(window.context_length, window.future_length)
-            )
+            # What is learned is the difference, so that weight decay leads back to the buffer.
+            level = _between_mean_and_end(window.context_length, window.future_length)
+            self.register_buffer("level", level, persistent=False)
+            self.continuation = nn.Parameter(torch.zeros_like(level))
         self.encoder = Encoder(config, backend)
         self.decoder = Decoder(config, backend)
-        self.fusion = nn.Parameter(torch.ones(num_paths, parameters))
         self.register_buffer(
             "location_direction", self.parameter_head.location_direction(), persistent=False
         )
@@ -257,7 +259,8 @@ class AutoformerNetwork(ForecastNetwork):
         seasonal, trend = scaled, scaled.new_zeros(len(scaled), future + behind, scaled.shape[-1])
         if self.decomposition is not None:
             seasonal, past_trend = self.decomposition(scaled)
-            trend = _extend(self.continuation @ past_trend[:, before:], 0, behind)
+            continuation = self.level + self.continuation
+            trend = _extend(continuation @ past_trend[:, before:], 0, behind)
         observed = F.pad(inputs["past_observed_values"], (0, 0, before, 0))
         known, time = (_extend(x, before, behind) for x in (known, time))
         label = F.pad(torch.cat([seasonal, observed], dim=-1), (0, 0, 0, future + behind))
@@ -273,16 +276,16 @@ class AutoformerNetwork(ForecastNetwork):
         )
 
     def _fuse(self, paths: List[Tensor], trend_BTC: Tensor, patch_size: int) -> Tensor:
-        """Raw head parameters ``[B, T, C, K]`` of the decoder's paths and the data's trend."""
+        """Raw head parameters ``[B, T, C, K]`` of the decoder's paths and the data's trend.
+
+        The paths are added up under learned weights, which are their projections.
+        """
         projections = self.projections[str(patch_size)]
         assert isinstance(projections, nn.ModuleList)
         # The steps of one parameter lie side by side, so that the head's maths is vectorised.
         shape = self.location_direction.shape[0], patch_size, -1
         raw_BNKPC = torch.stack(
-            [
-                projection(path).unflatten(-1, shape) * weight_K[:, None, None]
-                for projection, path, weight_K in zip(projections, paths, self.fusion)
-            ]
+            [projection(path).unflatten(-1, shape) for projection, path in zip(projections, paths)]
         ).sum(dim=0)
         raw_BTCK = raw_BNKPC.movedim(2, 0).flatten(2, 3).movedim(0, -1)
         return raw_BTCK + trend_BTC.unsqueeze(-1) * self.location_direction

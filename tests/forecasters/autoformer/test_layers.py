@@ -404,6 +404,20 @@ def test_what_a_layer_adds_is_dropped_by_features_of_whole_series() -> None:
     assert torch.equal(same, same[:, :1].expand_as(same))
 
 
+@pytest.mark.parametrize("decomposition", ["input", "layers"])
+def test_a_layer_of_which_the_end_is_read_puts_out_the_same_end(decomposition: str) -> None:
+    layer = randomised(Layer(config_of(decomposition=decomposition), get_backend(), True))
+    x, memory = normal(2, 9, WIDTH), normal(2, 6, WIDTH, seed=1)
+    with torch.no_grad():
+        whole, _, routing = layer(x, memory, 15)
+        end, _, end_routing = layer(x, memory, 15, 4)
+    torch.testing.assert_close(end[:, -4:], whole[:, -4:])
+    read = 9 if decomposition == "layers" else 4
+    assert end.shape[1] == read
+    assert end_routing.ids_TK.shape[1] == read
+    torch.testing.assert_close(end_routing.scores_TE, routing.scores_TE[:, -read:])
+
+
 def test_one_expert_has_no_router_and_several_have() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, WIDTH)

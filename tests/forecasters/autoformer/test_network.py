@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from typing import Any
@@ -178,6 +179,8 @@ def test_every_layer_routes_under_its_own_name(settings: dict[str, Any], names: 
         **{name: CONTEXT // 2 for name in names if name.startswith("encoder")},
         **({"encoder.0.0": 2, "encoder.1.0": 2, "encoder.2.0": 4} if "wavelet" in settings else {}),
         **{name: (CONTEXT // 2 + HORIZON) // 2 for name in names if name.startswith("decoder")},
+        # The last layer puts out what the forecast is made of.
+        names[-1] if names else "": HORIZON // 2,
     }
     for name, routing in routings.items():
         assert routing.scores_TE.shape == (BATCH, tokens[name], 4)
@@ -257,9 +260,7 @@ def test_experts_that_are_not_chosen_change_nothing(top_k: int) -> None:
             layer.feed_forward.experts.contract[expert] *= -1.0
             moved = (arguments(network, inputs) - before).abs().amax(dim=(0, 2, 3)) > 1e-9
             layer.feed_forward.experts.contract.copy_(kept)
-            # The tokens of the label are read by none after the only layer.
-            forecast_tokens = ids[:, -HORIZON // 2 :]
-            assert moved.tolist() == (forecast_tokens == expert).any(dim=2).any(dim=1).tolist()
+            assert moved.tolist() == (ids == expert).any(dim=2).any(dim=1).tolist()
 
 
 def influence(network: AutoformerNetwork, name: str, **options: Any) -> Tensor:
@@ -544,13 +545,15 @@ def test_the_trend_is_continued_by_a_map_of_its_own_steps() -> None:
     inputs = inputs_of(network)
     with torch.no_grad():
         network.continuation.copy_(torch.randn(network.continuation.shape))
+        weights = network.continuation + 0.5 / CONTEXT
+        weights[:, -1] += 0.5
         scaled, loc, scale = network.scaler(*past_of(inputs))
         # Patches of 3 would begin the trend earlier; those steps are not of the context.
         extended = torch.cat([scaled[:, :1].expand(-1, 2, -1), scaled], dim=1)
         trend = network.decomposition(extended)[1][:, 2:]
         future = torch.stack(
             [
-                sum(network.continuation[h, step] * trend[:, step] for step in range(CONTEXT))
+                sum(weights[h, step] * trend[:, step] for step in range(CONTEXT))
                 for h in range(1, 1 + HORIZON)
             ],
             dim=1,
@@ -581,11 +584,10 @@ def test_each_step_of_a_patch_and_each_channel_has_numbers_of_its_own() -> None:
     numbers = torch.arange(12.0, dtype=torch.float64).reshape(2, 3, 2)
     with torch.no_grad():
         projection.bias.copy_(numbers.flatten())
-        network.fusion.copy_(torch.tensor([[2.0, 1.0]]))
     location, deviation = arguments(network, inputs_of(network))
     # Three patches of the future's eight steps, the first of which is lead time.
     phases = [1, 2, 0, 1, 2, 0, 1]
-    expected = torch.stack([2.0 * numbers[0, phase] for phase in phases])
+    expected = torch.stack([numbers[0, phase] for phase in phases])
     torch.testing.assert_close(location, expected.expand_as(location))
     raw = torch.stack([numbers[1, phase] for phase in phases])
     torch.testing.assert_close(deviation, (1 + raw.exp()).log().expand_as(deviation))
@@ -596,15 +598,15 @@ def test_both_paths_of_decomposed_layers_are_added() -> None:
     inputs = inputs_of(network)
     before = arguments(network, inputs)
     without = []
-    for path in range(2):
+    for paths in ([0], [1], [0, 1]):
+        silent = copy.deepcopy(network)
+        (projections,) = silent.projections.values()
         with torch.no_grad():
-            kept = network.fusion.clone()
-            network.fusion[path] = 0.0
-            without.append(arguments(network, inputs)[0])
-            network.fusion.copy_(kept)
-    with torch.no_grad():
-        network.fusion.zero_()
-        trend = arguments(network, inputs)[0]
+            for path in paths:
+                projections[path].weight.zero_()
+                projections[path].bias.zero_()
+            without.append(arguments(silent, inputs)[0])
+    trend = without.pop()
     torch.testing.assert_close(before[0] - trend, sum(part - trend for part in without))
     assert all((part - before[0]).abs().max() > 1e-3 for part in without)
 
