@@ -31,6 +31,7 @@ def _expert_of_tile(
 def _expand_kernel(
     x_ptr, token_ptr, weight_ptr, hidden_ptr, first_tile_ptr, first_row_ptr,
     features: tl.constexpr, hidden_features: tl.constexpr,
+    expert_stride: tl.constexpr, row_stride: tl.constexpr, column_stride: tl.constexpr,
     num_experts: tl.constexpr, precision: tl.constexpr,
     rows: tl.constexpr, columns: tl.constexpr, depth: tl.constexpr,
 ):  # fmt: skip
@@ -47,16 +48,17 @@ def _expand_kernel(
     wide = c < hidden_features
     k = tl.arange(0, depth)
     x_at = x_ptr + token[:, None] * features + k[None, :]
-    stride = 2 * hidden_features
-    weight_at = weight_ptr + expert * features * stride + k[:, None] * stride + c[None, :]
+    weight_at = weight_ptr + expert * expert_stride
+    weight_at += k[:, None] * row_stride + c[None, :] * column_stride
+    up_at = weight_at + hidden_features * column_stride
     gate = tl.zeros((rows, columns), dtype=tl.float32)
     up = tl.zeros((rows, columns), dtype=tl.float32)
     for start in range(0, features, depth):
         deep = start + k < features
         x = tl.load(x_at + start, mask=kept[:, None] & deep[None, :], other=0.0)
         within = deep[:, None] & wide[None, :]
-        first = tl.load(weight_at + start * stride, mask=within, other=0.0)
-        second = tl.load(weight_at + start * stride + hidden_features, mask=within, other=0.0)
+        first = tl.load(weight_at + start * row_stride, mask=within, other=0.0)
+        second = tl.load(up_at + start * row_stride, mask=within, other=0.0)
         gate = tl.dot(x, first, gate, input_precision=precision)
         up = tl.dot(x, second, up, input_precision=precision)
     hidden = gate * tl.sigmoid(gate) * up
@@ -68,6 +70,7 @@ def _expand_kernel(
 def _contract_kernel(
     hidden_ptr, order_ptr, mixture_ptr, weight_ptr, out_ptr, first_tile_ptr, first_row_ptr,
     hidden_features: tl.constexpr, features: tl.constexpr,
+    expert_stride: tl.constexpr, row_stride: tl.constexpr, column_stride: tl.constexpr,
     num_experts: tl.constexpr, precision: tl.constexpr,
     rows: tl.constexpr, columns: tl.constexpr, depth: tl.constexpr,
 ):  # fmt: skip
@@ -85,14 +88,14 @@ def _contract_kernel(
     wide = c < features
     k = tl.arange(0, depth)
     hidden_at = hidden_ptr + r[:, None].to(tl.int64) * hidden_features + k[None, :]
-    weight_at = weight_ptr + expert * hidden_features * features
-    weight_at += k[:, None] * features + c[None, :]
+    weight_at = weight_ptr + expert * expert_stride
+    weight_at += k[:, None] * row_stride + c[None, :] * column_stride
     total = tl.zeros((rows, columns), dtype=tl.float32)
     for start in range(0, hidden_features, depth):
         deep = start + k < hidden_features
         hidden = tl.load(hidden_at + start, mask=kept[:, None] & deep[None, :], other=0.0)
         within = deep[:, None] & wide[None, :]
-        weight = tl.load(weight_at + start * features, mask=within, other=0.0)
+        weight = tl.load(weight_at + start * row_stride, mask=within, other=0.0)
         total = tl.dot(hidden, weight, total, input_precision=precision)
     at = out_ptr + place[:, None].to(tl.int64) * features + c[None, :]
     tl.store(at, total * mixture[:, None], mask=kept[:, None] & wide[None, :])
@@ -117,7 +120,7 @@ def gated_ffn(
     per_expert = torch.stack([(counts + _ROWS - 1) // _ROWS, counts])
     torch.cumsum(per_expert, dim=1, dtype=torch.int32, out=tables[:, 1:])
     first_tile, first_row = tables
-    x, expand_EIF, contract_EFO = (t.contiguous() for t in (x_TI, expand_EIF, contract_EFO))
+    x = x_TI.contiguous()
     hidden = x.new_empty(num_rows, hidden_features)
     out_features = contract_EFO.shape[2]
     outputs = x.new_empty(num_rows, out_features)
@@ -126,10 +129,12 @@ def gated_ffn(
     shape = {"rows": _ROWS, "columns": _COLUMNS, "depth": _DEPTH}
     _expand_kernel[(num_tiles, triton.cdiv(hidden_features, _COLUMNS))](
         x, (order // top_k).int(), expand_EIF, hidden, first_tile, first_row,
-        features, hidden_features, num_experts=num_experts, precision=precision, **shape,
+        features, hidden_features, *expand_EIF.stride(),
+        num_experts=num_experts, precision=precision, **shape,
     )  # fmt: skip
     _contract_kernel[(num_tiles, triton.cdiv(out_features, _COLUMNS))](
         hidden, order.int(), weights_TK.contiguous(), contract_EFO, outputs, first_tile, first_row,
-        hidden_features, out_features, num_experts=num_experts, precision=precision, **shape,
+        hidden_features, out_features, *contract_EFO.stride(),
+        num_experts=num_experts, precision=precision, **shape,
     )  # fmt: skip
     return outputs.unflatten(0, (-1, top_k)).sum(dim=1)

@@ -2,10 +2,11 @@
 
 from functools import cache
 from types import ModuleType
-from typing import Optional
+from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 # Rows of zeros, in multiples of the rows there are, that one batched product is worth on CUDA.
@@ -63,6 +64,8 @@ class TorchBackend:
         kernels = _cuda_kernels() if x_TI.is_cuda else None
         if kernels is not None and x_TI.dtype == torch.float32 and not torch.is_grad_enabled():
             return kernels.gated_ffn(x_TI, weights_TK, ids_TK, expand_EIF, contract_EFO)
+        if not (x_TI.is_cuda or torch.jit.is_tracing()):
+            return _gated_ffn_by_expert(x_TI, weights_TK, ids_TK, expand_EIF, contract_EFO)
         num_experts, top_k = len(expand_EIF), ids_TK.shape[-1]
         # Tokens grouped by expert, so that each expert is one product over all that chose it.
         ids = ids_TK.flatten()
@@ -71,12 +74,6 @@ class TorchBackend:
         counts = torch.bincount(ids, minlength=num_experts)
         position = torch.empty_like(order)
         position[order] = torch.arange(len(order), device=order.device)
-        if not (x_TI.is_cuda or torch.is_grad_enabled() or torch.jit.is_tracing()):
-            outputs = _grouped_ffn(grouped, expand_EIF, contract_EFO, counts.tolist())
-            mixture = weights_TK.to(outputs.dtype)
-            places = position.view_as(ids_TK)
-            # The rows gathered, weighted and added up in one pass.
-            return F.embedding_bag(places, outputs, per_sample_weights=mixture, mode="sum")
         gate, up = grouped_linear(grouped, expand_EIF, counts).chunk(2, dim=-1)
         outputs = grouped_linear(F.silu(gate) * up, contract_EFO, counts)
         outputs_TKO = outputs[position].unflatten(0, (-1, top_k))
@@ -87,19 +84,153 @@ class TorchBackend:
         return x if x.dim() == weight_EIO.dim() else x.unsqueeze(-3)
 
 
-def _grouped_ffn(x: Tensor, expand_EIF: Tensor, contract_EFO: Tensor, counts: list[int]) -> Tensor:
-    """Consecutive groups of rows, each through the gated feed-forward of its own expert.
+def _gated_ffn_by_expert(
+    x_TI: Tensor, weights_TK: Tensor, ids_TK: Tensor, expand_EIF: Tensor, contract_EFO: Tensor
+) -> Tensor:
+    """As ``Backend.gated_ffn``, for processors: one expert after the other.
 
-    One expert after the other, so that what is between its two products stays in the processor's
-    cache, and in memory that the next expert uses again.
+    What lies between an expert's two products then stays in the cache.
     """
-    outputs = x.new_empty(len(x), contract_EFO.shape[-1])
-    experts = zip(x.split(counts), outputs.split(counts), expand_EIF, contract_EFO)
-    for group, output, expand, contract in experts:
-        if len(group):
-            gate, up = (group @ expand).chunk(2, dim=-1)
-            output.copy_(F.silu(gate).mul_(up) @ contract)
-    return outputs
+    device = x_TI.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        x_TI, weights_TK = x_TI.to(dtype), weights_TK.to(dtype)
+        expand_EIF, contract_EFO = expand_EIF.to(dtype), contract_EFO.to(dtype)
+    inputs = x_TI, weights_TK, ids_TK, expand_EIF, contract_EFO
+    with torch.autocast(device, enabled=False):
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+            return _GatedFFN.apply(*inputs)
+        if ids_TK.numel() <= _FEW_ROWS:
+            return _gated_ffn_by_choice(*inputs)
+        return _forward_by_expert(*inputs)[0]
+
+
+class _Group(NamedTuple):
+    """The tokens of one expert, R of them."""
+
+    expert: int
+    tokens_R: Tensor
+    # Where they lie among all groups, which are in order of the experts.
+    rows: slice
+
+
+def _groups(ids_TK: Tensor, num_experts: int) -> tuple[Tensor, list[_Group]]:
+    """Which of the ``T * K`` choices are whose, and the experts that have any."""
+    top_k = ids_TK.shape[-1]
+    ids = ids_TK.flatten()
+    order = ids.argsort(stable=True)
+    tokens, begin, groups = order // top_k, 0, []
+    for expert, count in enumerate(torch.bincount(ids, minlength=num_experts).tolist()):
+        if count:
+            rows = slice(begin, begin + count)
+            groups.append(_Group(expert, tokens[rows], rows))
+            begin += count
+    return order, groups
+
+
+# A product of few rows is faster with the rows on the left, one of many with the matrix (MKL).
+_FEW_ROWS = 4
+
+
+def _product(weight_IO: Tensor, x_RI: Tensor) -> Tensor:
+    """``[O, R]``: the rows times the matrix, transposed."""
+    if len(x_RI) < _FEW_ROWS:
+        return (x_RI @ weight_IO).T
+    return weight_IO.T @ x_RI.T
+
+
+def _gated_ffn_by_choice(
+    x_TI: Tensor, weights_TK: Tensor, ids_TK: Tensor, expand_EIF: Tensor, contract_EFO: Tensor
+) -> Tensor:
+    """As ``Backend.gated_ffn``, for so few tokens that sorting them is not worth it."""
+    y_TO = x_TI.new_zeros(len(x_TI), contract_EFO.shape[-1])
+    for x_I, y_O, weights, ids in zip(x_TI, y_TO, weights_TK.tolist(), ids_TK.tolist()):
+        for weight, expert in zip(weights, ids):
+            gate, up = torch.mv(expand_EIF[expert].T, x_I).chunk(2)
+            y_O.addmv_(contract_EFO[expert].T, F.silu(gate, inplace=True).mul_(up), alpha=weight)
+    return y_TO
+
+
+def _forward_by_expert(
+    x_TI: Tensor,
+    weights_TK: Tensor,
+    ids_TK: Tensor,
+    expand_EIF: Tensor,
+    contract_EFO: Tensor,
+    expanded_FR: Optional[Tensor] = None,
+) -> tuple[Tensor, Tensor, list[_Group]]:
+    """The mixture; and, for the backward pass, the choices in order and their groups.
+
+    What the first products give is left in ``expanded_FR``, if there is one.
+    """
+    order, groups = _groups(ids_TK, len(expand_EIF))
+    weights = weights_TK.flatten().index_select(0, order)
+    y_TO = x_TI.new_zeros(len(x_TI), contract_EFO.shape[-1])
+    for expert, tokens, rows in groups:
+        expanded = _product(expand_EIF[expert], x_TI.index_select(0, tokens))
+        if expanded_FR is not None:
+            expanded_FR[:, rows] = expanded
+        gate, up = expanded.chunk(2)
+        output = _product(contract_EFO[expert], (F.silu(gate, inplace=True).mul_(up)).T).T
+        y_TO.index_add_(0, tokens, output * weights[rows, None])
+    return y_TO, order, groups
+
+
+class _GatedFFN(torch.autograd.Function):
+    """The same with its gradients written out, so that those of unchosen experts cost nothing."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_TI: Tensor,
+        weights_TK: Tensor,
+        ids_TK: Tensor,
+        expand_EIF: Tensor,
+        contract_EFO: Tensor,
+    ) -> Tensor:
+        expanded_FR = x_TI.new_empty(expand_EIF.shape[-1], ids_TK.numel())
+        y_TO, order, ctx.groups = _forward_by_expert(
+            x_TI, weights_TK, ids_TK, expand_EIF, contract_EFO, expanded_FR
+        )
+        ctx.save_for_backward(x_TI, weights_TK, expand_EIF, contract_EFO, expanded_FR, order)
+        return y_TO
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_TO: Tensor) -> tuple[Optional[Tensor], ...]:
+        x_TI, weights_TK, expand_EIF, contract_EFO, expanded_FR, order = ctx.saved_tensors
+        weights = weights_TK.flatten().index_select(0, order)
+        # Weights that are frozen, as in fine-tuning, want none.
+        needs_x, _, _, needs_expand, needs_contract = ctx.needs_input_grad
+        grad_x = torch.zeros_like(x_TI) if needs_x else None
+        grad_expand = torch.empty_like(expand_EIF) if needs_expand else None
+        grad_contract = torch.empty_like(contract_EFO) if needs_contract else None
+        grad_weights = torch.empty_like(weights)
+        for expert in set(range(len(expand_EIF))) - {group.expert for group in ctx.groups}:
+            for grad_weight in (grad_expand, grad_contract):
+                if grad_weight is not None:
+                    grad_weight[expert].zero_()
+        for expert, tokens, rows in ctx.groups:
+            grad, weight = grad_TO.index_select(0, tokens), weights[rows]
+            gate, up = expanded_FR[:, rows].chunk(2)
+            sigmoid = gate.sigmoid()
+            activated = gate * sigmoid
+            hidden = activated * up
+            grad_hidden = contract_EFO[expert] @ grad.T
+            # Before it is weighted, its product with the hidden is the gradient of the weight.
+            grad_weights[rows] = (grad_hidden * hidden).sum(dim=0)
+            grad_hidden *= weight
+            if grad_contract is not None:
+                torch.mm(hidden.mul_(weight), grad, out=grad_contract[expert])
+            slope = sigmoid * (1 + gate - activated)
+            grad_expanded = torch.cat([grad_hidden * up * slope, grad_hidden * activated])
+            if grad_expand is not None:
+                x = x_TI.index_select(0, tokens)
+                torch.mm(x.T, grad_expanded.T, out=grad_expand[expert])
+            if grad_x is not None:
+                grad_x.index_add_(0, tokens, (expand_EIF[expert] @ grad_expanded).T)
+        grad_weights_TK = torch.empty_like(weights).index_copy_(0, order, grad_weights)
+        return grad_x, grad_weights_TK.view_as(weights_TK), None, grad_expand, grad_contract
 
 
 def grouped_linear(x: Tensor, weight_EIO: Tensor, counts_E: Tensor) -> Tensor:

@@ -40,10 +40,14 @@ def problem(
     outputs: int = 2,
     *,
     busy: int | None = None,
+    by_output: bool = False,
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
 ) -> Problem:
-    """Random experts and routing, of which only ``busy`` experts are ever chosen."""
+    """Random experts and routing, of which only ``busy`` experts are ever chosen.
+
+    ``by_output`` stores weights as ``GatedExperts`` does, the inputs of an output side by side.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -51,12 +55,17 @@ def problem(
 
     chosen_from = torch.randperm(experts, generator=generator)[: busy or experts]
     order = torch.rand(tokens, len(chosen_from), generator=generator).argsort(dim=-1)
+    weights = [
+        normal(experts, features, 2 * hidden) / features**0.5,
+        normal(experts, hidden, outputs) / hidden**0.5,
+    ]
+    if by_output:
+        weights = [weight.mT.contiguous().mT for weight in weights]
     return Problem(
         normal(tokens, features),
         normal(tokens, top_k).softmax(dim=-1),
         chosen_from[order[:, :top_k]],
-        normal(experts, features, 2 * hidden) / features**0.5,
-        normal(experts, hidden, outputs) / hidden**0.5,
+        *weights,
     )
 
 
@@ -66,8 +75,9 @@ def problems(draw: st.DrawFn) -> Problem:
     experts = draw(st.integers(1, 6))
     busy = draw(st.integers(1, experts))
     sizes = (draw(st.integers(1, 5)) for _ in range(3))
-    tokens, top_k = draw(st.integers(1, 7)), draw(st.integers(1, busy))
-    return problem(tokens, experts, top_k, *sizes, busy=busy, seed=draw(st.integers(0, 2**16)))
+    tokens, top_k = draw(st.integers(1, 20)), draw(st.integers(1, busy))
+    seed, by_output = draw(st.integers(0, 2**16)), draw(st.booleans())
+    return problem(tokens, experts, top_k, *sizes, busy=busy, by_output=by_output, seed=seed)
 
 
 def by_loop(given_: Problem) -> np.ndarray:
@@ -128,9 +138,12 @@ def test_groups_are_multiplied_by_their_own_matrix(
     assert row == len(outputs)
 
 
+@pytest.mark.parametrize("by_output", [False, True])
 @pytest.mark.parametrize(("tokens", "top_k"), [(1, 1), (1, 2), (5, 2)])
-def test_gradients_are_those_of_finite_differences(tokens: int, top_k: int) -> None:
-    x, weights, ids, expand, contract = problem(tokens, 4, top_k, busy=3)
+def test_gradients_are_those_of_finite_differences(
+    tokens: int, top_k: int, by_output: bool
+) -> None:
+    x, weights, ids, expand, contract = problem(tokens, 4, top_k, busy=3, by_output=by_output)
     inputs = [tensor.requires_grad_() for tensor in (x, weights, expand, contract)]
 
     def outputs(x: Tensor, weights: Tensor, expand: Tensor, contract: Tensor) -> Tensor:
@@ -143,6 +156,32 @@ def test_gradients_are_those_of_finite_differences(tokens: int, top_k: int) -> N
     for gradient in gradients[2:]:
         assert (gradient[idle] == 0).all()
         assert all(gradient[expert].any() for expert in set(ids.flatten().tolist()))
+
+
+def test_gradients_that_nobody_asks_for_are_not_needed() -> None:
+    x, weights, ids, expand, contract = problem(6, 4, 2)
+    both = BACKEND.gated_ffn(x, weights, ids, expand.requires_grad_(), contract.requires_grad_())
+    expected = torch.autograd.grad(both.sum(), [expand, contract])
+    one = BACKEND.gated_ffn(x, weights, ids, expand.detach(), contract)
+    (found,) = torch.autograd.grad(one.sum(), [contract])
+    torch.testing.assert_close(found, expected[1], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("learning", [False, True])
+def test_under_autocast_products_and_gradients_are_those_of_half_precision(learning: bool) -> None:
+    x, weights, ids, expand, contract = problem(9, 4, 2, 16, 24, 16, dtype=torch.float32)
+    expand.requires_grad_(learning)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = BACKEND.gated_ffn(x, weights, ids, expand, contract)
+    assert outputs.dtype == torch.bfloat16
+    expected = by_loop(Problem(x, weights, ids, expand.detach(), contract))
+    np.testing.assert_allclose(outputs.detach().float().numpy(), expected, rtol=0.1, atol=0.05)
+    if learning:
+        (gradient,) = torch.autograd.grad(outputs.float().square().sum(), [expand])
+        exact = BACKEND.gated_ffn(x, weights, ids, expand, contract)
+        (expected_gradient,) = torch.autograd.grad(exact.square().sum(), [expand])
+        assert gradient.dtype == torch.float32
+        torch.testing.assert_close(gradient, expected_gradient, rtol=0.1, atol=0.1)
 
 
 @settings(deadline=None, max_examples=40)
@@ -194,6 +233,7 @@ KERNEL_PROBLEMS = {
         "busy": 2,
     },
     "narrow": {"tokens": 70, "experts": 4, "top_k": 1, "features": 4, "hidden": 3},
+    "weights by output": {"tokens": 50, "experts": 4, "top_k": 2, "by_output": True},
     "many experts": {"tokens": 40, "experts": 32, "top_k": 2, "features": 33, "hidden": 20},
 }
 
