@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint typecheck format wheel check clean
+.PHONY: help demo test lint typecheck format wheel docs check clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -42,7 +42,11 @@ wheel: $(READY)  ## build the wheel and import every module of it, not of the ch
 	$(BIN)/python -m pip install --quiet --no-deps --target build/installed dist/*.whl
 	cd build && PYTHONPATH=installed ../$(BIN)/python ../tests/import_wheel.py installed
 
-check: lint typecheck test wheel demo  ## all that CI runs
+docs: $(READY)  ## the site of documentation, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "build/site/index.html"
+
+check: lint typecheck test wheel docs demo  ## all that CI runs
 
 clean:  ## remove the environment and everything made
 	rm -rf $(VENV) .typecheck build dist *.egg-info demo_output .pytest_cache .ruff_cache .mypy_cache .hypothesis
