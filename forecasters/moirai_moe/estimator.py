@@ -1,9 +1,11 @@
 """The MOIRAI-MoE estimator."""
 
+import inspect
 from typing import Any, Dict, Optional
 
 from typing_extensions import Unpack
 
+from ...distributions import resolve_head
 from ..estimator import (
     MoEEstimator,
     SharedSettings,
@@ -140,8 +142,17 @@ class MoiraiMoEEstimator(MoEEstimator):
                         f"{name}={value} contradicts pretrained={pretrained!r}, which has "
                         f"{fixed[name]}: leave it out"
                     )
-            shared["distr_output"] = fixed["distr_output"]
-            shared["scaling"] = fixed["scaling"]
+            defaults = inspect.signature(MoEEstimator.__init__).parameters
+            for name in ("distr_output", "scaling"):
+                value = shared[name]  # type: ignore[literal-required]
+                resolved = resolve_head(value) if name == "distr_output" else value
+                # Heads are equal that are written in the same way.
+                if value != defaults[name].default and repr(resolved) != repr(fixed[name]):
+                    raise ValueError(
+                        f"{name}={value!r} contradicts pretrained={pretrained!r}, which brings "
+                        "its own: leave it out"
+                    )
+                shared[name] = fixed[name]  # type: ignore[literal-required]
             if context_length is None and freq is not None:
                 context_length = default_context_length(freq, prediction_length)
             sizes = checkpoint.choose_patch_sizes(shared["patch_size"], context_length or 0)

@@ -240,6 +240,19 @@ def test_settings_that_contradict_the_checkpoint_are_refused(
     assert getattr(fine_tuning(checkpoint, **{name: fixed}).network_config, name) == fixed
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("distr_output", "negative_binomial"), ("scaling", "mean")]
+)
+def test_a_head_or_scaling_beside_a_checkpoint_is_not_ignored(
+    checkpoint: Path, name: str, value: str
+) -> None:
+    with pytest.raises(ValueError, match=f"{name}='{value}' contradicts pretrained=.*leave it out"):
+        fine_tuning(checkpoint, **{name: value})
+    fixed = getattr(fine_tuning(checkpoint).network_config, name)
+    again = fine_tuning(checkpoint, **{name: fixed}).network_config
+    assert repr(getattr(again, name)) == repr(fixed)
+
+
 def test_tuning_a_part_needs_a_checkpoint() -> None:
     for tuning in ("last_layers", "low_rank"):
         with pytest.raises(ValueError, match=f"tuning='{tuning}' needs pretrained"):
