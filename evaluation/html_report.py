@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path
@@ -86,13 +85,13 @@ def write_html_report(
     if file.suffix.lower() not in (".html", ".htm"):
         file = file / FILE_NAME
     file.parent.mkdir(parents=True, exist_ok=True)
-    # Nobody finds half a page.
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=file.parent, suffix=".part", delete=False
-    ) as part:
-        part.write(page)
-    os.chmod(part.name, 0o644)
-    os.replace(part.name, file)
+    # Whoever looks meanwhile finds the old page or the new one, never half of it.
+    part = file.with_name(f".{file.name}.part")
+    try:
+        part.write_text(page, encoding="utf-8")
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)
     return file
 
 
@@ -300,7 +299,7 @@ def _relative(tasks: Sequence[Task], relative: Relative, styles: Mapping[str, St
             if i == 0:
                 cells.append(element("th", task.name, scope="rowgroup", rowspan=len(own)))
             cells.append(element("th", result.model, scope="row"))
-            cells.append(element("td", task.baseline.model, class_="text"))
+            cells.append(element("td", task.baseline.model, class_="name"))
             for score in scores.values():
                 cells += [
                     element("td", f"{score.value:.3f}"),

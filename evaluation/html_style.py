@@ -17,8 +17,8 @@ a{color:var(--accent)}
 nav ul{display:flex;flex-wrap:wrap;gap:.25rem 1rem;list-style:none;padding:0;max-width:none}
 .legend{display:flex;flex-wrap:wrap;gap:.25rem 1.25rem;list-style:none;padding:0;font-size:.9rem}
 .swatch{width:40px;height:14px;vertical-align:middle}
-.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(300px,100%),1fr));gap:.75rem}
-.grid.small{grid-template-columns:repeat(auto-fill,minmax(min(210px,100%),1fr))}
+.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(300px,100%),1fr));gap:.75rem}
+.grid.small{grid-template-columns:repeat(auto-fit,minmax(min(210px,100%),1fr))}
 .grid>*{min-width:0}
 .plot{display:block;width:100%;height:auto;font-size:11px;fill:var(--ink)}
 .plot .title{font-size:12px;font-weight:600}
@@ -26,7 +26,8 @@ nav ul{display:flex;flex-wrap:wrap;gap:.25rem 1rem;list-style:none;padding:0;max
 .plot .reference{stroke:#000;stroke-dasharray:5 3;stroke-width:1.2}
 .plot .now{stroke:#666;stroke-dasharray:2 2}
 .scroll{overflow-x:auto;margin:.75rem 0;max-width:100%}
-.tables{columns:22rem;column-gap:2rem}.tables .scroll{break-inside:avoid;margin-top:0;padding-top:.5rem}
+.tables{columns:22rem;column-gap:2rem}
+.tables .scroll{break-inside:avoid;margin-top:0;padding-top:.5rem}
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
 caption{text-align:left;font-weight:600;padding-bottom:.3rem;color:var(--soft)}
 th,td{padding:.25rem .6rem;border-bottom:1px solid var(--line);text-align:right;
@@ -35,6 +36,7 @@ th{font-weight:600;text-align:left}
 thead th{text-align:right;border-bottom:2px solid #888}
 thead th:first-child,thead th.text{text-align:left}
 th[scope=row]{font-weight:400}
+td.name{text-align:left}
 td.text{text-align:left;white-space:normal;overflow-wrap:anywhere}
 .star{color:#8a4b00;margin-left:.2rem}
 .heat td,.heat th{padding:.12rem .4rem;font-size:.8rem}
