@@ -1,6 +1,6 @@
 """The sample of the HTML report: three mixtures and two baselines on three data sets.
 
-    OMP_NUM_THREADS=1 python benchmarks/sample_report.py --data DATA
+    python benchmarks/sample_report.py --data DATA
 
 A few hundred steps each, so that the page can be made anew in minutes: it shows what the report
 looks like, and is no measure of the models (that is docs/results.md).
@@ -87,7 +87,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="folder with the CSV files")
-    parser.add_argument("--steps", type=int, default=300, help="gradient steps of each training")
+    parser.add_argument("--steps", type=int, default=200, help="gradient steps of each training")
     parser.add_argument("--sets", default=",".join(TASKS), help="comma-separated")
     parser.add_argument("--forecasters", default=",".join(FORECASTERS), help="comma-separated")
     parser.add_argument("--out", type=Path, default=Path("docs/sample_report.html"))
