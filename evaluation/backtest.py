@@ -223,7 +223,9 @@ def backtest(
         predictor=predictor,
         test_data=test_data,
         forecasts=forecasts.kept,
-        diagnostics=collector and collector.get(getattr(usage, "weight_share", None)),
+        diagnostics=None
+        if collector is None
+        else collector.get(getattr(usage, "weight_share", None)),
     )
 
 
@@ -381,17 +383,17 @@ def _diagnosed(
 
 
 @contextmanager
-def _routing_reported(predictor: Predictor, wanted: bool) -> Iterator[None]:
+def _routing_reported(predictor: Any, wanted: bool) -> Iterator[None]:
     """Let each forecast tell which experts made it, where the predictor can."""
     before = getattr(predictor, "reports_routing", None)
     if before is None or not wanted:
         yield
         return
-    predictor.reports_routing = True  # type: ignore[attr-defined]
+    predictor.reports_routing = True
     try:
         yield
     finally:
-        predictor.reports_routing = before  # type: ignore[attr-defined]
+        predictor.reports_routing = before
 
 
 def _fit(

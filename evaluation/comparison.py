@@ -74,7 +74,7 @@ def relative_score(
     """
     check_same_windows(diagnostics, baseline)
     names = {"CRPS": ("quantile_loss", "absolute_label"), "MASE": ("scaled_error", "scaled")}
-    parts = [
+    parts: list[np.ndarray] = [
         np.asarray(getattr(one, name), dtype=np.float64)
         for one in (diagnostics, baseline)
         for name in names[score]

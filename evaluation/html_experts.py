@@ -176,5 +176,6 @@ def _patch_sizes(result: Any) -> Optional[str]:
             f"{size}: {number:,} ({number / count:.0%})" for size, number in zip(sizes, windows)
         )
     # A predictor with a single size has nothing to choose and to tell of each window.
-    own = getattr(getattr(result.predictor, "prediction_net", None), "patch_sizes", ())
+    network = getattr(result.predictor, "prediction_net", None)
+    own: Sequence[int] = getattr(network, "patch_sizes", ())
     return f"{own[0]}: {count:,} (100%)" if len(own) == 1 else None

@@ -651,7 +651,7 @@ def _cost(tasks: Sequence[Task]) -> Content:
 def _network_size(predictor: Any) -> Optional[tuple[int, int]]:
     """Number of a network's parameters and their bytes, where the predictor has one."""
     network = getattr(predictor, "prediction_net", None)
-    if not hasattr(network, "parameters"):
+    if network is None or not hasattr(network, "parameters"):
         return None
     weights = list(network.parameters())
     return sum(w.numel() for w in weights), sum(w.numel() * w.element_size() for w in weights)

@@ -20,6 +20,7 @@ class Markup(str):
     """Text that is markup already."""
 
 
+Numbers = Union[Sequence[float], np.ndarray]
 Content = Union[str, float, None, Iterable["Content"]]
 
 
@@ -89,7 +90,11 @@ BASELINE_STYLE = Style("#4d4d4d", "1 3", "circle")
 
 def marker(style: Style, x: float, y: float, size: float = 3.5) -> Markup:
     """The style's marker around a point."""
-    colour = {"fill": style.colour, "stroke": "#ffffff", "stroke_width": 0.5}
+    colour: dict[str, Union[str, float]] = {
+        "fill": style.colour,
+        "stroke": "#ffffff",
+        "stroke_width": 0.5,
+    }
     if style.marker == "circle":
         return element("circle", cx=x, cy=y, r=size, **colour)
     if style.marker == "square":
@@ -232,7 +237,7 @@ class Plot:
             )
         return self
 
-    def line(self, xs: Sequence[float], ys: Sequence[float], style: Style, marks: int = 0) -> Plot:
+    def line(self, xs: Numbers, ys: Numbers, style: Style, marks: int = 0) -> Plot:
         """A line in a forecaster's style, with at most so many markers; it breaks at NaN."""
         self.polyline(
             xs, ys, stroke=style.colour, stroke_width=2, stroke_dasharray=style.dash or None
@@ -243,9 +248,7 @@ class Plot:
                 self.add(marker(style, self.at_x(xs[i]), self.at_y(ys[i])))
         return self
 
-    def polyline(
-        self, xs: Sequence[float], ys: Sequence[float], **attributes: Union[str, float, None]
-    ) -> Plot:
+    def polyline(self, xs: Numbers, ys: Numbers, **attributes: Union[str, float, None]) -> Plot:
         """A line that breaks at NaN."""
         run: list[tuple[float, float]] = []
         for x, y in [*zip(xs, ys), (0.0, math.nan)]:
@@ -258,7 +261,7 @@ class Plot:
         return self
 
     def band(
-        self, xs: Sequence[float], lower: Sequence[float], upper: Sequence[float],
+        self, xs: Numbers, lower: Numbers, upper: Numbers,
         colour: str, opacity: float,
     ) -> Plot:  # fmt: skip
         """The area between two lines."""
