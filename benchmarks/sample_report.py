@@ -107,7 +107,12 @@ def main() -> None:
     shown = ["DATA" if Path(text) == arguments.data else text for text in sys.argv[1:]]
     command = shlex.join(["python", "benchmarks/sample_report.py", *shown])
     title = "Sample report: three mixtures of experts and two baselines"
-    file = write_html_report(results, arguments.out, command=command, title=title)
+    note = (
+        f"{arguments.steps} gradient steps each, one seed: a sample of the page, no measure of the "
+        "models. The files of m4_hourly state no times; its hours and weekdays are counted from an "
+        "arbitrary Monday."
+    )
+    file = write_html_report(results, arguments.out, command=command, title=title, note=note)
     print(f"{file}: {file.stat().st_size / 1e3:,.0f} kB")
 
 

@@ -43,6 +43,7 @@ def write_html_report(
     *,
     command: Optional[str] = None,
     title: str = "Forecast evaluation",
+    note: Optional[str] = None,
     baseline: Optional[str] = None,
     seed: int = 0,
 ) -> Path:
@@ -61,8 +62,8 @@ def write_html_report(
         A file ending in `.html`, or a folder in which `report.html` is written; made if missing.
     command
         The command that made the results, shown as it is.
-    title
-        Title of the page.
+    title, note
+        Title of the page, and a paragraph below it.
     baseline
         Name of the forecaster that others are compared with; by default Seasonal Naive where it
         was evaluated, else the first of each data set.
@@ -80,7 +81,9 @@ def write_html_report(
         There is no result, two are of the same forecaster, data set and horizon, the baseline was
         not evaluated, or forecasters of one data set and horizon were given different windows.
     """
-    page = html_report(results, command=command, title=title, baseline=baseline, seed=seed)
+    page = html_report(
+        results, command=command, title=title, note=note, baseline=baseline, seed=seed
+    )
     file = Path(path)
     if file.suffix.lower() not in (".html", ".htm"):
         file = file / FILE_NAME
@@ -100,6 +103,7 @@ def html_report(
     *,
     command: Optional[str] = None,
     title: str = "Forecast evaluation",
+    note: Optional[str] = None,
     baseline: Optional[str] = None,
     seed: int = 0,
 ) -> str:
@@ -129,7 +133,13 @@ def html_report(
     body = element(
         "body",
         element("a", "Skip to the scores", href="#scores", class_="skip"),
-        element("header", element("h1", title), _subtitle(tasks), _navigation(shown)),
+        element(
+            "header",
+            element("h1", title),
+            _subtitle(tasks),
+            None if note is None else element("p", note),
+            _navigation(shown),
+        ),
         element("main", [section(*parts) for parts in shown]),
     )
     head = element(
@@ -214,7 +224,7 @@ def _navigation(sections: Sequence[tuple[str, str, Content]]) -> Markup:
 def _summary(tasks: Sequence[Task], relative: Relative) -> Content:
     items = []
     for task in tasks:
-        scored = [result for result in task.results if result.diagnostics is not None]
+        scored = [result for result in task.results_diagnosed if np.isfinite(_crps(result))]
         if len(scored) < 2:
             continue
         best = min(scored, key=_crps)
@@ -224,7 +234,7 @@ def _summary(tasks: Sequence[Task], relative: Relative) -> Content:
             f": {best.model} has the lowest CRPS, {_crps(best):.4g}",
         ]
         score = relative.get((task.name, best.model), {}).get("CRPS")
-        if score is not None:
+        if score is not None and np.isfinite(score.value):
             parts.append(f", {_times(score)} that of {base.model} ({_crps(base):.4g})")
             if not score.upper < 1:
                 parts.append("; the interval includes 1, so they may be equally good")
@@ -301,9 +311,11 @@ def _relative(tasks: Sequence[Task], relative: Relative, styles: Mapping[str, St
             cells.append(element("th", result.model, scope="row"))
             cells.append(element("td", task.baseline.model, class_="name"))
             for score in scores.values():
+                known = np.isfinite([score.value, score.lower, score.upper]).all()
+                between = f"{score.lower:.3f} to {score.upper:.3f}"
                 cells += [
-                    element("td", f"{score.value:.3f}"),
-                    element("td", f"{score.lower:.3f} to {score.upper:.3f}"),
+                    element("td", f"{score.value:.3f}" if known else "–"),
+                    element("td", between if known else "–"),
                 ]
             rows.append(cells)
     note = (
@@ -346,7 +358,7 @@ def _forest(
     for i, (name, score) in enumerate(scores):
         y, style = top + row * (i + 0.5), styles[name]
         plot.text(_shortened(name), plot.left - 6, y + 4, "end")
-        if np.isfinite(score.value):
+        if np.isfinite(score.upper) and score.lower > 0:
             plot.interval(score.lower, score.value, score.upper, y, style)
     return plot.render()
 
@@ -449,6 +461,7 @@ def _horizon(tasks: Sequence[Task], styles: Mapping[str, Style]) -> Content:
     plots = []
     for task in tasks:
         known = [(name, d.step_crps) for name, d in task.diagnosed]
+        known = [(name, errors) for name, errors in known if np.isfinite(errors).any()]
         horizon = task.baseline.prediction_length
         if not known or horizon < 2:
             continue
@@ -504,8 +517,8 @@ def _forecasts(tasks: Sequence[Task], styles: Mapping[str, Style]) -> Content:
         by_name = dict(task.diagnosed)
         ranked = sorted(task.results_diagnosed, key=_crps)
         shown = ranked[:most]
-        if len(ranked) > most and all(r.model != task.baseline.model for r in shown):
-            shown = [*shown[:-1], next(r for r in ranked if r is task.baseline)]
+        if task.baseline in ranked and task.baseline not in shown:
+            shown = [*shown[:-1], task.baseline]
         names = [r.model for r in task.results if r in shown]
         best = by_name[ranked[0].model]
         windows = example_windows(best)

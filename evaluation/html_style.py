@@ -40,6 +40,7 @@ td.name{text-align:left}
 td.text{text-align:left;white-space:normal;overflow-wrap:anywhere}
 .star{color:#8a4b00;margin-left:.2rem}
 .heat td,.heat th{padding:.12rem .4rem;font-size:.8rem}
+.heat caption{white-space:nowrap}.heat td{min-width:2rem}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f4f4f4;padding:.75rem;border:1px solid
 var(--line);font-size:.85rem}
 @media (max-width:600px){body{padding:.75rem .75rem 2rem;font-size:15px}h1{font-size:1.4rem}

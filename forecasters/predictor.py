@@ -168,7 +168,7 @@ class MoEPredictor(PyTorchPredictor):
         if several:
             for description, patch_size in zip(described, chosen):
                 description["info"] = _add_to_info(description["info"], patch_size=patch_size)
-        if self.reports_routing:
+        if self._window_shares:
             for description, weights in zip(described, self._expert_weights(inputs, chosen)):
                 description["info"] = _add_to_info(description["info"], expert_weights=weights)
         if samples is not None:

@@ -111,9 +111,9 @@ def test_series_without_variation_have_no_scaled_error(hourly: list[dict]) -> No
 
 
 def test_the_pit_of_a_calibrated_forecaster_is_uniform_and_others_are_not() -> None:
-    dataset = noise(40, 340)
+    dataset = noise(20, 340)
     found = diagnostics_of(NormalPredictor(50), dataset, windows=6)
-    assert found.pit.sum() == 40 * 300
+    assert found.pit.sum() == 20 * 300
     assert stats.chisquare(found.pit).pvalue > 0.01
     # Within 4 standard errors of the nominal level.
     error = np.sqrt(np.array(INTERVALS) * (1 - np.array(INTERVALS)) / found.pit.sum())

@@ -146,11 +146,12 @@ def test_a_page_can_be_read_without_seeing_it(results: list[BacktestResult]) -> 
 
 def test_what_users_named_is_escaped(results: list[BacktestResult]) -> None:
     results = [*results, replace(results[0], dataset="y", model="</style><b>&amp;")]
-    page = html_report(results, command=f"evaluate {NASTY}", title=NASTY)
+    page = html_report(results, command=f"evaluate {NASTY}", title=NASTY, note=NASTY)
     assert "<script" not in page
     assert "</style><b>" not in page
     root = parse(page)
     assert root.find("head/title").text == NASTY  # type: ignore[union-attr]
+    assert root.findall("body/header/p")[1].text == NASTY
     assert root.find("body//pre/code").text == f"evaluate {NASTY}"  # type: ignore[union-attr]
     assert any(row[0] == NASTY for row in tables(root)["Scores of all forecasters"])
 
@@ -232,6 +233,33 @@ def test_gaps_and_channels_are_drawn(multivariate: list[dict]) -> None:
     root = parse(html_report([result]))
     numbers = [node.get("points", "") + node.get("d", "") for node in root.iter()]
     assert not any("nan" in text or "inf" in text for text in numbers)
+
+
+@pytest.mark.filterwarnings("ignore::moecast.evaluation.UnscaledSeriesWarning")
+@pytest.mark.filterwarnings("ignore:invalid value", "ignore:divide by zero")
+@pytest.mark.parametrize("value", [0.0, 7.0, np.nan])
+def test_series_without_errors_or_labels_make_a_page(hourly: list[dict], value: float) -> None:
+    """Ratios are 0, 0 / 0 or unknown, and there is no unit to divide by."""
+    for entry in hourly:
+        entry["target"][-2 * HORIZON :] = value
+        if value == 7:
+            entry["target"][:] = value
+    made = [
+        backtest(p, hourly, prediction_length=HORIZON, windows=2, model=name)
+        for name, p in (
+            ("base", BandPredictor(HORIZON, 9.0)),
+            ("perfect", BandPredictor(HORIZON, 7.0, 0.0)),
+        )
+    ]
+    root = parse(html_report(made))
+    drawn = [
+        text for svg in root.iter("svg") for node in svg.iter() for text in node.attrib.values()
+    ]
+    assert not any(re.search(r"nan|inf", text) for text in drawn)
+    ratio = tables(root)["Scores relative to the baseline"][1][3]
+    if value == 7:
+        assert ratio == "0.000"
+    assert ("–" in ratio) == (value != 7)
 
 
 def test_the_file_is_written_whole_or_not_at_all(
