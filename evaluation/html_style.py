@@ -44,7 +44,8 @@ td.text{text-align:left;white-space:normal;overflow-wrap:anywhere}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f4f4f4;padding:.75rem;border:1px solid
 var(--line);font-size:.85rem}
 @media (max-width:600px){body{padding:.75rem .75rem 2rem;font-size:15px}h1{font-size:1.4rem}
-th,td{padding:.2rem .4rem}}
+table{font-size:.8rem}th,td{padding:.2rem .35rem}
+th[scope=rowgroup]{white-space:normal;overflow-wrap:anywhere;min-width:4rem;max-width:4.5rem}}
 @media print{body{max-width:none;padding:0;font-size:10pt}nav,.skip{display:none}
 a{color:inherit;text-decoration:none}h2{break-after:avoid}h3,h4{break-after:avoid}
 .scroll{overflow:visible}tr,.plot{break-inside:avoid}
