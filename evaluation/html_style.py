@@ -26,7 +26,7 @@ nav ul{display:flex;flex-wrap:wrap;gap:.25rem 1rem;list-style:none;padding:0;max
 .plot .reference{stroke:#000;stroke-dasharray:5 3;stroke-width:1.2}
 .plot .now{stroke:#666;stroke-dasharray:2 2}
 .scroll{overflow-x:auto;margin:.75rem 0;max-width:100%}
-.tables{columns:22rem;column-gap:2rem}
+.tables{columns:27rem;column-gap:2rem}
 .tables .scroll{break-inside:avoid;margin-top:0;padding-top:.5rem}
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
 caption{text-align:left;font-weight:600;padding-bottom:.3rem;color:var(--soft)}
@@ -48,7 +48,7 @@ table{font-size:.8rem}th,td{padding:.2rem .35rem}
 th[scope=rowgroup]{white-space:normal;overflow-wrap:anywhere;min-width:4rem;max-width:4.5rem}}
 @media print{body{max-width:none;padding:0;font-size:10pt}nav,.skip{display:none}
 a{color:inherit;text-decoration:none}h2{break-after:avoid}h3,h4{break-after:avoid}
-.scroll{overflow:visible}tr,.plot{break-inside:avoid}
+.scroll{overflow:visible}.tables{columns:1}tr,.plot{break-inside:avoid}
 .grid{grid-template-columns:repeat(3,1fr)}.grid.small{grid-template-columns:repeat(4,1fr)}
 table{font-size:8pt}.heat td,.heat th{font-size:6.5pt;padding:.05rem .2rem}
 th,td{padding:.1rem .3rem}
