@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Iterable, Optional, Sequence
 
+import numpy as np
+
 from .backtest import BacktestResult
 from .diagnostics import Diagnostics
 from .svg import Content, Markup, element
@@ -82,3 +84,15 @@ def data_table(
     body = element("tbody", [element("tr", cells) for cells in rows])
     table = element("table", element("caption", caption), head, body, class_=class_)
     return element("div", table, class_="scroll", role="region", aria_label=caption, tabindex="0")
+
+
+def crps(result: BacktestResult) -> float:
+    """CRPS of a result with diagnostics; NaN where there is nothing to divide by."""
+    assert result.diagnostics is not None
+    total = result.diagnostics.absolute_label.sum()
+    return float(result.diagnostics.quantile_loss.sum() / total) if total else np.nan
+
+
+def shortened(name: str, most: int = 16) -> str:
+    """A name with at most so many characters."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"

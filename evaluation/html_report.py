@@ -4,37 +4,29 @@ from __future__ import annotations
 
 import os
 from datetime import datetime, timezone
-from itertools import islice
 from pathlib import Path
 from typing import Any, Iterable, Mapping, Optional, Sequence
 
 import numpy as np
 
-from . import html_experts
+from . import html_experts, html_forecasts
 from .backtest import BacktestResult
 from .comparison import (
     RelativeScore,
     check_same_windows,
-    example_windows,
     find_baseline,
     relative_score,
 )
-from .diagnostics import FAN_LEVELS, INTERVALS, PIT_BINS, Diagnostics
+from .diagnostics import INTERVALS, PIT_BINS, Diagnostics
 from .environment import describe_environment
 from .errors import EvaluationError
-from .html_parts import Task, data_table, section
+from .html_parts import Task, crps, data_table, section, shortened
 from .html_style import STYLE
 from .report import best_per_dataset, cell_text, column_title, results_frame
 from .svg import BASELINE_STYLE, Content, Markup, Plot, Style, element, swatch, ticks
 from .tables import PathLike
 
 FILE_NAME = "report.html"
-
-_MOST_PANELS = 60
-_HORIZONS_OF_HISTORY = 2
-_MOST_POINTS_OF_HISTORY = 200
-# Levels of the fan's intervals with their opacity, the widest first.
-_FAN_SHADES = ((0, 0.16), (1, 0.22), (2, 0.32))
 
 
 def write_html_report(
@@ -123,7 +115,7 @@ def html_report(
         ("relative", "Compared with a baseline", _relative(tasks, relative, styles)),
         ("calibration", "Calibration", _calibration(tasks, styles)),
         ("horizon", "Error by step of the horizon", _horizon(tasks, styles)),
-        ("forecasts", "Forecasts", _forecasts(tasks, styles)),
+        ("forecasts", "Forecasts", html_forecasts.forecasts(tasks, styles)),
         ("experts", "Experts", html_experts.experts(tasks)),
         ("patches", "Patch sizes", html_experts.patch_sizes(tasks)),
         ("cost", "Time and memory", _cost(tasks)),
@@ -224,28 +216,22 @@ def _navigation(sections: Sequence[tuple[str, str, Content]]) -> Markup:
 def _summary(tasks: Sequence[Task], relative: Relative) -> Content:
     items = []
     for task in tasks:
-        scored = [result for result in task.results_diagnosed if np.isfinite(_crps(result))]
+        scored = [result for result in task.results_diagnosed if np.isfinite(crps(result))]
         if len(scored) < 2:
             continue
-        best = min(scored, key=_crps)
+        best = min(scored, key=crps)
         base = task.baseline
         parts: list[Content] = [
             element("strong", task.name),
-            f": {best.model} has the lowest CRPS, {_crps(best):.4g}",
+            f": {best.model} has the lowest CRPS, {crps(best):.4g}",
         ]
         score = relative.get((task.name, best.model), {}).get("CRPS")
         if score is not None and np.isfinite(score.value):
-            parts.append(f", {_times(score)} that of {base.model} ({_crps(base):.4g})")
+            parts.append(f", {_times(score)} that of {base.model} ({crps(base):.4g})")
             if not score.upper < 1:
                 parts.append("; the interval includes 1, so they may be equally good")
         items.append(element("li", parts, "."))
     return element("ul", items) if items else None
-
-
-def _crps(result: BacktestResult) -> float:
-    assert result.diagnostics is not None
-    total = result.diagnostics.absolute_label.sum()
-    return float(result.diagnostics.quantile_loss.sum() / total) if total else np.nan
 
 
 def _times(score: RelativeScore) -> str:
@@ -349,7 +335,7 @@ def _forest(
         reach,
         (0, 1),
         height=top + row * len(scores) + 38,
-        x_label=f"CRPS / CRPS of {_shortened(task.baseline.model)}",
+        x_label=f"CRPS / CRPS of {shortened(task.baseline.model)}",
         log_x=True,
         left=112,
     )
@@ -357,7 +343,7 @@ def _forest(
     plot.down(1.0)
     for i, (name, score) in enumerate(scores):
         y, style = top + row * (i + 0.5), styles[name]
-        plot.text(_shortened(name), plot.left - 6, y + 4, "end")
+        plot.text(shortened(name), plot.left - 6, y + 4, "end")
         if np.isfinite(score.upper) and score.lower > 0:
             plot.interval(score.lower, score.value, score.upper, y, style)
     return plot.render()
@@ -366,10 +352,6 @@ def _forest(
 def _log_ticks(lower: float, upper: float) -> list[float]:
     found = [v for v in ticks(lower, upper, 5) if v > 0]
     return sorted({*found, 1.0}) if all(abs(v - 1) > 0.04 for v in found) else found
-
-
-def _shortened(name: str, most: int = 16) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def _calibration(tasks: Sequence[Task], styles: Mapping[str, Style]) -> Content:
@@ -434,7 +416,7 @@ def _pit(name: str, diagnostics: Diagnostics, style: Style) -> Markup:
     shares = diagnostics.pit / max(diagnostics.pit.sum(), 1)
     top = max(0.2, float(shares.max()) * 1.05)
     plot = Plot(
-        _shortened(name, 26),
+        shortened(name, 26),
         f"shares of {PIT_BINS} bins from low to high: {', '.join(map(_percent, shares))}",
         (0, 1),
         (0, top),
@@ -496,137 +478,6 @@ def _horizon(tasks: Sequence[Task], styles: Mapping[str, Style]) -> Content:
         _legend(tasks, styles),
         element("div", plots, class_="grid"),
     ]
-
-
-def _forecasts(tasks: Sequence[Task], styles: Mapping[str, Style]) -> Content:
-    known = [task for task in tasks if task.diagnosed]
-    if not known:
-        return None
-    most = int(np.clip(_MOST_PANELS // (3 * len(known)), 2, 6))
-    content: list[Content] = [
-        element(
-            "p",
-            "Shaded: the central 40%, 80% and 95% intervals; coloured line: the median; black: "
-            "what was observed. Of each data set the last window of the best, median and worst "
-            "series of the forecaster with the lowest CRPS, by quantile loss in units of the "
-            "seasonal error (of a single series its windows). What leaves a panel is cut at its "
-            "edge.",
-        )
-    ]
-    for task in known:
-        by_name = dict(task.diagnosed)
-        ranked = sorted(task.results_diagnosed, key=_crps)
-        shown = ranked[:most]
-        if task.baseline in ranked and task.baseline not in shown:
-            shown = [*shown[:-1], task.baseline]
-        names = [r.model for r in task.results if r in shown]
-        best = by_name[ranked[0].model]
-        windows = example_windows(best)
-        pairs = _pick_pairs(task.baseline.test_data, list(windows.values()))
-        content.append(element("h3", task.name))
-        if len(names) < len(ranked):
-            content.append(element("p", f"Shown are {', '.join(names)}."))
-        if len(best.drawable) < len(best.series):
-            content.append(
-                element(
-                    "p",
-                    f"Chosen among {len(best.drawable):,} of the {len(best.series):,} windows.",
-                )
-            )
-        for place, window in windows.items():
-            past, label = pairs[window]
-            item = best.item_ids[int(best.series[window])]
-            what = "series" if len(best.item_ids) > 1 else "window"
-            content.append(
-                element(
-                    "h4",
-                    f"{place.capitalize()} {what}: {item}, from {best.starts[window]}"
-                    + (", first channel" if np.ndim(label["target"]) > 1 else ""),
-                )
-            )
-            content.append(
-                element(
-                    "div",
-                    _fans(past, label, [(n, by_name[n]) for n in names], window, styles),
-                    class_="grid small",
-                )
-            )
-    return content
-
-
-def _pick_pairs(test_data: Any, windows: Sequence[int]) -> dict[int, tuple[Any, Any]]:
-    last = max(windows)
-    return {i: pair for i, pair in enumerate(islice(test_data, last + 1)) if i in set(windows)}
-
-
-def _fans(
-    past: Mapping[str, Any],
-    label: Mapping[str, Any],
-    known: Sequence[tuple[str, Diagnostics]],
-    window: int,
-    styles: Mapping[str, Style],
-) -> list[Markup]:
-    future = np.atleast_2d(np.asarray(label["target"], dtype=np.float64))[0]
-    horizon = len(future)
-    shown = min(_HORIZONS_OF_HISTORY * horizon, _MOST_POINTS_OF_HISTORY)
-    history = np.atleast_2d(np.asarray(past["target"], dtype=np.float64))[0][-shown:]
-    observed = np.concatenate([history, future])
-    fans = {name: _fan(diagnostics, window) for name, diagnostics in known}
-    reach = _reach(observed, list(fans.values()))
-    before = len(history)
-    plots = []
-    for name, diagnostics in known:
-        fan, style = np.clip(fans[name], *reach), styles[name]
-        start = diagnostics.starts[window]
-        plot = Plot(
-            _shortened(name, 30),
-            f"forecast of {horizon} steps from {start}, with intervals",
-            (-before, max(horizon - 1, 1)),
-            reach,
-            width=240,
-            height=150,
-            left=40,
-        )
-        plot.axis_y(ticks(*reach, 4))
-        plot.axis_x([-before, 0], [_date(start - before), _date(start)])
-        steps = np.arange(horizon)
-        for row, opacity in _FAN_SHADES:
-            plot.band(steps, fan[row], fan[-1 - row], style.colour, opacity)
-        plot.polyline(steps, fan[len(FAN_LEVELS) // 2], stroke=style.colour, stroke_width=2)
-        plot.polyline(
-            np.arange(-before, horizon), np.clip(observed, *reach), stroke="#000", stroke_width=1.1
-        )
-        plots.append(plot.down(0, "now").render())
-    return plots
-
-
-def _fan(diagnostics: Diagnostics, window: int) -> np.ndarray:
-    """Quantiles [7, H] of a window that can be drawn, of its first channel."""
-    kept = diagnostics.fans[int(np.searchsorted(diagnostics.drawable, window))]
-    return (kept if kept.ndim == 2 else kept[..., 0]).astype(np.float64)
-
-
-def _reach(observed: np.ndarray, fans: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Range of the y axis: all that was observed, and fans as far as they do not dwarf it."""
-    known = observed[np.isfinite(observed)]
-    if not len(known):
-        known = np.concatenate([fan.ravel() for fan in fans])
-    lowest, highest = float(known.min()), float(known.max())
-    room = (highest - lowest) or abs(highest) or 1.0
-    for fan in fans:
-        lowest = min(lowest, max(float(fan.min()), float(known.min()) - room))
-        highest = max(highest, min(float(fan.max()), float(known.max()) + room))
-    margin = 0.04 * ((highest - lowest) or 1.0)
-    return lowest - margin, highest + margin
-
-
-def _date(period: Any) -> str:
-    unit = period.freq.name.split("-")[0]
-    if unit in ("h", "H", "min", "T", "s", "S"):
-        return period.strftime("%d %b %H:%M")
-    return period.strftime(
-        "%b %Y" if unit in ("M", "ME", "Q", "QE", "Y", "A", "YE") else "%d %b %Y"
-    )
 
 
 def _cost(tasks: Sequence[Task]) -> Content:

@@ -26,6 +26,7 @@ from moecast.evaluation import (
     results_frame,
     write_html_report,
 )
+from moecast.evaluation.html_forecasts import _date
 from moecast.evaluation.svg import Markup, Plot, Style, element, ticks
 
 HORIZON = 6
@@ -361,8 +362,6 @@ def test_a_browser_renders_it(results: list[BacktestResult], tmp_path: Path) -> 
 
 
 def test_dates_are_told_as_their_frequency_allows() -> None:
-    from moecast.evaluation.html_report import _date
-
     assert _date(pd.Period("2024-02-03 05:00", freq="h")) == "03 Feb 05:00"
     assert _date(pd.Period("2024-02", freq="M")) == "Feb 2024"
     assert _date(pd.Period("2024-02-04", freq="W-SUN")) == "04 Feb 2024"
