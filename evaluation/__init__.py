@@ -1,6 +1,7 @@
 """Data loaders, metrics, backtests, reports and plots for any GluonTS forecaster."""
 
 from .backtest import BacktestResult, backtest, gift_eval_windows, long_horizon, season_length
+from .comparison import RelativeScore, relative_score
 from .datasets import (
     from_long_frame,
     load_jsonl,
@@ -9,8 +10,10 @@ from .datasets import (
     load_monash,
     load_wide,
 )
+from .diagnostics import Diagnostics
 from .errors import EvaluationError
 from .gift_eval import write_gift_eval
+from .html_report import html_report, write_html_report
 from .long_horizon_data import Borders, LongHorizonDataset, StandardScaler, load_long_horizon
 from .metrics import (
     CRPS,
@@ -36,15 +39,18 @@ __all__ = [
     "MSIS",
     "BacktestResult",
     "Borders",
+    "Diagnostics",
     "EvaluationError",
     "IntervalCoverage",
     "LongHorizonDataset",
     "LongHorizonMetrics",
+    "RelativeScore",
     "StandardScaler",
     "UnscaledSeriesWarning",
     "backtest",
     "from_long_frame",
     "gift_eval_windows",
+    "html_report",
     "load_jsonl",
     "load_long_csv",
     "load_long_horizon",
@@ -54,10 +60,12 @@ __all__ = [
     "long_horizon",
     "long_horizon_metrics",
     "plot_forecasts",
+    "relative_score",
     "results_frame",
     "results_markdown",
     "results_table",
     "season_length",
     "write_gift_eval",
+    "write_html_report",
     "write_results",
 ]

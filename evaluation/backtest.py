@@ -6,6 +6,7 @@ import math
 import re
 import time
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Iterable, Iterator, Optional, Sequence, Union
@@ -20,6 +21,7 @@ from gluonts.itertools import batcher
 from gluonts.model import Estimator, Forecast, Predictor, evaluate_forecasts
 from gluonts.time_feature import get_seasonality
 
+from .diagnostics import Diagnostics, DiagnosticsCollector
 from .errors import EvaluationError
 from .long_horizon_data import LongHorizonDataset
 from .metrics import DEFAULT_METRICS, LongHorizonMetrics
@@ -57,6 +59,9 @@ class BacktestResult:
         The windows evaluated, pairs of input and label.
     forecasts
         One forecast per window in `test_data`'s order, if they were kept.
+    diagnostics
+        Scores of every window and what else the HTML report shows; None if it was not asked for,
+        or if the forecasts have no quantiles.
     """
 
     dataset: str
@@ -73,6 +78,7 @@ class BacktestResult:
     predictor: Predictor
     test_data: TestData
     forecasts: Optional[tuple[Forecast, ...]] = None
+    diagnostics: Optional[Diagnostics] = None
 
 
 def gift_eval_windows(dataset: Dataset, prediction_length: int) -> int:
@@ -110,6 +116,7 @@ def backtest(
     validate: bool = False,
     batch_size: int = 512,
     keep_forecasts: bool = False,
+    diagnose: bool = True,
     dataset_name: str = "dataset",
     model: Optional[str] = None,
 ) -> BacktestResult:
@@ -142,6 +149,9 @@ def backtest(
         Windows scored at a time.
     keep_forecasts
         Keep every forecast in the result.
+    diagnose
+        Gather the result's `diagnostics`, in the same pass; they need the quantiles that CRPS and
+        MSIS need. A predictor that can report routing does so meanwhile.
     dataset_name, model
         Names in the result; `model` is by default the forecaster's class name without
         its ending Estimator or Predictor.
@@ -179,16 +189,25 @@ def backtest(
 
     if seasonality is None:
         seasonality = season_length(entry[FieldName.START])
-    forecasts = _Forecasts(predictor.predict(test_data.input), len(test_data), keep=keep_forecasts)
-    # Entering the context lets `UnscaledSeriesWarning` appear again, once for all metrics.
-    with warnings.catch_warnings():
-        values = evaluate_forecasts(
-            map(_Remembering, forecasts),
-            test_data=test_data,
-            metrics=metrics,
-            batch_size=batch_size,
-            seasonality=seasonality,
+    collector = None
+    if diagnose:
+        collector = DiagnosticsCollector(
+            len(test_data), windows, prediction_length, _num_variates(entry), seasonality
         )
+    with _routing_reported(predictor, diagnose):
+        forecasts = _Forecasts(
+            predictor.predict(test_data.input), len(test_data), keep=keep_forecasts
+        )
+        # Entering the context lets `UnscaledSeriesWarning` appear again, once for all metrics.
+        with warnings.catch_warnings():
+            values = evaluate_forecasts(
+                _diagnosed(map(_Remembering, forecasts), test_data, collector),
+                test_data=test_data,
+                metrics=metrics,
+                batch_size=batch_size,
+                seasonality=seasonality,
+            )
+    usage = getattr(predictor, "expert_usage", None)
     return BacktestResult(
         dataset=dataset_name,
         model=forecaster_name(type(forecaster)) if model is None else model,
@@ -204,6 +223,9 @@ def backtest(
         predictor=predictor,
         test_data=test_data,
         forecasts=forecasts.kept,
+        diagnostics=None
+        if collector is None
+        else collector.get(getattr(usage, "weight_share", None)),
     )
 
 
@@ -346,6 +368,32 @@ class _Forecasts:
     @property
     def kept(self) -> Optional[tuple[Forecast, ...]]:
         return None if self._kept is None else tuple(self._kept)
+
+
+def _diagnosed(
+    forecasts: Iterable[Any], test_data: TestData, collector: Optional[DiagnosticsCollector]
+) -> Iterator[Any]:
+    """The forecasts, each shown to the collector first."""
+    if collector is None:
+        yield from forecasts
+        return
+    for forecast, (past, label) in zip(forecasts, test_data):
+        collector.add(past, label, forecast)
+        yield forecast
+
+
+@contextmanager
+def _routing_reported(predictor: Any, wanted: bool) -> Iterator[None]:
+    """Let each forecast tell which experts made it, where the predictor can."""
+    before = getattr(predictor, "reports_routing", None)
+    if before is None or not wanted:
+        yield
+        return
+    predictor.reports_routing = True
+    try:
+        yield
+    finally:
+        predictor.reports_routing = before
 
 
 def _fit(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette without black, which is the series, and yellow, too pale for a line.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _PANEL_INCHES = (4.2, 2.6)
 _WIDEST_ALPHA, _NARROWEST_ALPHA = 0.15, 0.45
 
@@ -123,7 +123,7 @@ def plot_forecasts(
     ).ravel()
     cells = [(panel, name) for panel in panels for name in drawn]
     for axis, ((window, channel), name) in zip(axes, cells):
-        colour = _COLOURS[list(drawn).index(name) % len(_COLOURS)]
+        colour = COLOURS[list(drawn).index(name) % len(COLOURS)]
         past, label = windows[window]
         forecast = drawn[name][window]
         _draw_panel(axis, past, label, forecast, channel, intervals, colour, history_length)
@@ -132,7 +132,7 @@ def plot_forecasts(
         axis.set_title(f"{item}{suffix}" + (f" · {name}" if side_by_side else ""), fontsize=10)
     for axis in axes[len(cells) :]:
         axis.set_visible(False)
-    legend_colour = "0.4" if side_by_side else _COLOURS[0]
+    legend_colour = "0.4" if side_by_side else COLOURS[0]
     handles = [
         Line2D([], [], color="black", linewidth=1, label="observed"),
         Line2D([], [], color=legend_colour, linewidth=1.6, label="median forecast"),

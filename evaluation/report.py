@@ -106,7 +106,10 @@ def results_table(
     for name in frame.columns:
         text = name in ("dataset", "forecaster")
         table.add_column(
-            _title(name), justify="left" if text else "right", no_wrap=not text, overflow="fold"
+            column_title(name),
+            justify="left" if text else "right",
+            no_wrap=not text,
+            overflow="fold",
         )
     previous = None
     for dataset, cells in zip(frame["dataset"], _cells(frame, "[bold green]{}[/]")):
@@ -150,13 +153,14 @@ def results_markdown(
     Parameters and errors are `results_frame`'s.
     """
     frame = results_frame(results, metrics)
-    header = [_title(name) for name in frame.columns]
+    header = [column_title(name) for name in frame.columns]
     ruler = ["---" if name in ("dataset", "forecaster") else "---:" for name in frame.columns]
     lines = [header, ruler, *_cells(frame, "**{}**")]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _title(name: str) -> str:
+def column_title(name: str) -> str:
+    """What a table calls a column of a `results_frame`."""
     return _TITLES.get(name, name)
 
 
@@ -166,14 +170,15 @@ def _cells(frame: pd.DataFrame, highlight: str) -> list[list[str]]:
     for index in range(len(frame)):
         cells = []
         for name in frame.columns:
-            text = _format(name, frame[name].iloc[index])
+            text = cell_text(name, frame[name].iloc[index])
             is_best = name in best.columns and bool(best[name].iloc[index])
             cells.append(highlight.format(text) if is_best else text)
         rows.append(cells)
     return rows
 
 
-def _format(name: str, value: object) -> str:
+def cell_text(name: str, value: object) -> str:
+    """A value of a column of a `results_frame` as a table shows it."""
     if not isinstance(value, float):
         return str(value)
     if np.isnan(value):

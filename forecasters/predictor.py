@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from .calibration import Calibration
 from .forecast import BatchDistribution, BatchedDistributionForecast
-from .moe import ExpertUsage
+from .moe import ExpertUsage, Routing, window_shares
 from .network import ForecastNetwork, NetworkOutput
 from .patching import best_patch_sizes
 from .serialization import ModelFolder
@@ -59,6 +59,10 @@ class MoEPredictor(PyTorchPredictor):
     ----------
     expert_usage
         How much each expert was used by the last :meth:`predict`.
+    reports_routing
+        Whether the ``info`` of each forecast tells, as ``"expert_weights"``, the mean share of
+        each expert in that window's mixtures: an array ``[E]`` of each router, by its name.
+        False unless set; it is not saved.
     """
 
     @validated()
@@ -86,6 +90,8 @@ class MoEPredictor(PyTorchPredictor):
         )
         self.calibration = calibration
         self.expert_usage = ExpertUsage()
+        self.reports_routing = False
+        self._window_shares: List[Dict[str, Tensor]] = []
 
     @property
     def calibration(self) -> Optional[Calibration]:
@@ -133,6 +139,7 @@ class MoEPredictor(PyTorchPredictor):
     ) -> List[Forecast]:
         network, window = self.network, self.network.window
         several = len(network.patch_sizes) > 1
+        self._window_shares.clear()
         series = history_ends(
             entries,
             position,
@@ -160,7 +167,10 @@ class MoEPredictor(PyTorchPredictor):
         ]
         if several:
             for description, patch_size in zip(described, chosen):
-                description["info"] = _add_to_info(description["info"], patch_size)
+                description["info"] = _add_to_info(description["info"], patch_size=patch_size)
+        if self._window_shares:
+            for description, weights in zip(described, self._expert_weights(inputs, chosen)):
+                description["info"] = _add_to_info(description["info"], expert_weights=weights)
         if samples is not None:
             for description in described:
                 description["info"] = _as_mapping(description["info"])
@@ -216,7 +226,7 @@ class MoEPredictor(PyTorchPredictor):
         outputs = []
         for patch_size, part in parts:
             outputs.append(self.network.outputs(part, patch_size))
-            self.expert_usage.update(outputs[-1].routings)
+            self._note(outputs[-1].routings)
         return outputs[0] if len(outputs) == 1 else _join(outputs, order)
 
     def _paths(self, inputs: Batch, chosen: List[int], num_samples: int) -> np.ndarray:
@@ -225,12 +235,28 @@ class MoEPredictor(PyTorchPredictor):
         drawn = []
         for patch_size, part in parts:
             paths, routings = self.network.sample_paths(part, patch_size, num_samples)
-            self.expert_usage.update(routings)
+            self._note(routings)
             drawn.append(paths)
         samples = torch.cat(drawn, dim=1)[:, order]
         return (
             (samples.squeeze(-1) if self.network.window.target_dim == 1 else samples).cpu().numpy()
         )
+
+    def _note(self, routings: Mapping[str, Routing]) -> None:
+        self.expert_usage.update(routings)
+        if self.reports_routing:
+            self._window_shares.append(window_shares(routings))
+
+    def _expert_weights(self, inputs: Batch, chosen: List[int]) -> List[Dict[str, np.ndarray]]:
+        """For each series, the mean share of each expert, by router."""
+        parts, order = self._by_patch_size(inputs, chosen)
+        # A head that draws as it computes goes through the network once for each sample.
+        shares = self._window_shares[: len(parts)]
+        joined = {
+            name: torch.cat([part[name] for part in shares])[order].cpu().numpy()
+            for name in shares[0]
+        }
+        return [{name: rows[i] for name, rows in joined.items()} for i in range(len(chosen))]
 
     def _forecasts(
         self,
@@ -340,5 +366,5 @@ def _as_mapping(info: Any) -> Optional[Mapping[str, Any]]:
     return info if info is None or isinstance(info, Mapping) else {"info": info}
 
 
-def _add_to_info(info: Any, patch_size: int) -> Dict[str, Any]:
-    return {**(_as_mapping(info) or {}), "patch_size": patch_size}
+def _add_to_info(info: Any, **added: Any) -> Dict[str, Any]:
+    return {**(_as_mapping(info) or {}), **added}

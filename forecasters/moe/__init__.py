@@ -1,6 +1,6 @@
 """The mixture-of-experts core that all models share: routers, expert banks, balance."""
 
-from .balance import ExpertUsage, balance_loss, total_balance_loss
+from .balance import ExpertUsage, balance_loss, total_balance_loss, window_shares
 from .experts import GatedExperts, LinearExperts, ResidualMLPExperts
 from .routers import CentroidRouter, LinearRouter, MLPRouter, Router, Routing, check_routing
 
@@ -17,4 +17,5 @@ __all__ = [
     "balance_loss",
     "check_routing",
     "total_balance_loss",
+    "window_shares",
 ]

@@ -33,6 +33,23 @@ def total_balance_loss(routings: Mapping[str, Routing]) -> Tensor:
     return torch.stack(sparse).sum() if sparse else torch.zeros(())
 
 
+def window_shares(routings: Mapping[str, Routing]) -> Dict[str, Tensor]:
+    """Mean share of each expert in the mixtures of each window ``[batch, E]``, by router.
+
+    The mean is over the window's tokens and channels; each row sums to 1.
+    """
+    return {
+        name: _shares(routing).unsqueeze(1).flatten(1, -2).mean(dim=1)
+        for name, routing in routings.items()
+    }
+
+
+def _shares(routing: Routing) -> Tensor:
+    """What part of its mixture each expert is, for every token ``[T, E]``."""
+    weights_TE = routing.dense_weights().detach()
+    return weights_TE / weights_TE.sum(dim=-1, keepdim=True)
+
+
 class ExpertUsage:
     """How much each expert of each router was used, summed over the batches it was shown.
 
@@ -52,13 +69,12 @@ class ExpertUsage:
     def update(self, routings: Mapping[str, Routing]) -> None:
         """Add one batch of every router's decisions."""
         for name, routing in routings.items():
-            weights_TE = routing.dense_weights().detach().flatten(0, -2)
-            share_TE = weights_TE / weights_TE.sum(dim=-1, keepdim=True)
+            share_TE = _shares(routing).flatten(0, -2)
             weight_E = share_TE.sum(dim=0).double().cpu()
             chosen_E = torch.bincount(routing.ids_TK.flatten(), minlength=routing.num_experts).cpu()
             self._weight[name] = self._weight.get(name, 0) + weight_E
             self._chosen[name] = self._chosen.get(name, 0) + chosen_E
-            self._tokens[name] = self._tokens.get(name, 0) + len(weights_TE)
+            self._tokens[name] = self._tokens.get(name, 0) + len(share_TE)
 
     @property
     def weight_share(self) -> Dict[str, np.ndarray]:
