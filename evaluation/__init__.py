@@ -2,14 +2,17 @@
 
 from .backtest import BacktestResult, backtest, gift_eval_windows, long_horizon, season_length
 from .datasets import (
+    frame_categories,
     from_long_frame,
+    from_wide_frame,
     load_jsonl,
     load_long_csv,
     load_m4,
     load_monash,
     load_wide,
 )
-from .errors import EvaluationError
+from .errors import DataWarning, EvaluationError
+from .frames import as_pandas, forecasts_to_frame, stamp_of
 from .gift_eval import write_gift_eval
 from .long_horizon_data import Borders, LongHorizonDataset, StandardScaler, load_long_horizon
 from .metrics import (
@@ -36,14 +39,19 @@ __all__ = [
     "MSIS",
     "BacktestResult",
     "Borders",
+    "DataWarning",
     "EvaluationError",
     "IntervalCoverage",
     "LongHorizonDataset",
     "LongHorizonMetrics",
     "StandardScaler",
     "UnscaledSeriesWarning",
+    "as_pandas",
     "backtest",
+    "forecasts_to_frame",
+    "frame_categories",
     "from_long_frame",
+    "from_wide_frame",
     "gift_eval_windows",
     "load_jsonl",
     "load_long_csv",
@@ -58,6 +66,7 @@ __all__ = [
     "results_markdown",
     "results_table",
     "season_length",
+    "stamp_of",
     "write_gift_eval",
     "write_results",
 ]
