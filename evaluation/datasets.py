@@ -347,7 +347,9 @@ def from_long_frame(
         ("duplicates", duplicates, ("raise", "first", "last", "mean")),
     ):
         if value not in allowed:
-            raise EvaluationError(f"{name}={value!r} is unknown; choose among {', '.join(allowed)}.")
+            raise EvaluationError(
+                f"{name}={value!r} is unknown; choose among {', '.join(allowed)}."
+            )
     frame = as_pandas(frame)
     if item_id is None:
         item_id = "item_id"

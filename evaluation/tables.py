@@ -91,9 +91,7 @@ def numeric(column: pd.Series, where: str) -> np.ndarray:
     return values.to_numpy(dtype=np.float64)
 
 
-def parse_times(
-    column: pd.Series, where: str, time_zone: TimeZone = "local"
-) -> pd.DatetimeIndex:
+def parse_times(column: pd.Series, where: str, time_zone: TimeZone = "local") -> pd.DatetimeIndex:
     """Timestamps of `column`: ISO dates, the Monash archive's `2000-01-01 00-00-00`, or datetimes.
 
     Parameters

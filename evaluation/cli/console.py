@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import json
 import os
 import shlex
 import shutil
@@ -26,7 +25,7 @@ from rich.table import Table
 from ..errors import DataWarning, EvaluationError
 
 _FILE_WIDTH = 160
-TABLE_FORMATS = (".csv", ".jsonl", ".parquet")
+TABLE_FORMATS = (".csv", ".json", ".jsonl", ".parquet")
 
 
 def say(text: str) -> None:
@@ -48,9 +47,7 @@ def frame_table(frame: pd.DataFrame, digits: int = 4) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
     for name, column in frame.items():
         number = pd.api.types.is_numeric_dtype(column)
-        table.add_column(
-            escape(str(name)), justify="right" if number else "left", overflow="fold"
-        )
+        table.add_column(escape(str(name)), justify="right" if number else "left", overflow="fold")
     for row in frame.itertuples(index=False):
         cells = [f"{v:.{digits}g}" if isinstance(v, float) else str(v) for v in row]
         table.add_row(*map(escape, cells))
@@ -206,21 +203,16 @@ def require_pyarrow(path: Path) -> None:
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:
-    """Write a frame as CSV, JSON lines or Parquet by the ending of `path`, whole or not at all."""
+    """Write a frame as CSV, JSON (lines) or Parquet by `path`'s ending, whole or not at all."""
     check_table_path(path)
     with written_whole(path) as temporary:
         if path.suffix == ".csv":
             frame.to_csv(temporary, index=False)
-        elif path.suffix == ".jsonl":
-            frame.to_json(temporary, orient="records", lines=True, date_format="iso")
+        elif path.suffix in (".json", ".jsonl"):
+            lines = path.suffix == ".jsonl"
+            frame.to_json(temporary, orient="records", lines=lines, date_format="iso")
         else:
             frame.to_parquet(temporary, index=False)
-
-
-def write_json(content: Any, path: Path) -> None:
-    """Write JSON, whole or not at all."""
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def command_line() -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, List, Mapping, Optional
 
@@ -20,6 +19,7 @@ from ...forecasters import (
 )
 from ...forecasters.fields import WindowConfig, read_entry
 from ..datasets import Entry
+from ..environment import version_of
 from ..errors import EvaluationError
 from .console import sentences_from
 from .sources import ReadSettings
@@ -32,13 +32,7 @@ MODELS: dict[str, type[MoEEstimator]] = {
 
 _RECORD = "moecast.json"
 _FORMAT = 1
-
-
-def moecast_version() -> str:
-    try:
-        return version("moecast")
-    except PackageNotFoundError:
-        return "unknown"
+_VERSION = version_of("moecast")
 
 
 @dataclass(frozen=True)
@@ -71,7 +65,7 @@ class Record:
     def write(self, folder: Path) -> None:
         content = {
             "format": _FORMAT,
-            "moecast": moecast_version(),
+            "moecast": _VERSION,
             **{name: getattr(self, name) for name in self.__dataclass_fields__},
             "reading": self.reading.to_json(),
         }
@@ -163,7 +157,7 @@ def load_model(folder: Path, device: Optional[str] = None) -> SavedModel:
     classes = {f"{c.__module__}.{c.__qualname__}": c for c in _predictor_classes()}
     if name not in classes:
         raise EvaluationError(
-            f"{folder}: it holds a {name}, which is no model of moecast {moecast_version()}; read "
+            f"{folder}: it holds a {name}, which is no model of moecast {_VERSION}; read "
             "it with the version or library that wrote it."
         )
     with sentences_from(ValueError):
@@ -185,7 +179,7 @@ def _read_record(folder: Path) -> Optional[Record]:
         if written != _FORMAT:
             raise EvaluationError(
                 f"{folder}: written by moecast {content.get('moecast')} in format {written}, but "
-                f"moecast {moecast_version()} reads format {_FORMAT}; use that version, or train "
+                f"moecast {_VERSION} reads format {_FORMAT}; use that version, or train "
                 "the model again."
             )
         names = Record.__dataclass_fields__

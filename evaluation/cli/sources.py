@@ -95,9 +95,7 @@ class DataOptions:
     ] = None
     feat_dynamic_real: Annotated[
         Optional[List[str]],
-        _option(
-            "--feat-dynamic-real", help="long: column known ahead of time; may be repeated."
-        ),
+        _option("--feat-dynamic-real", help="long: column known ahead of time; may be repeated."),
     ] = None
     past_feat_dynamic_real: Annotated[
         Optional[List[str]],
@@ -292,9 +290,7 @@ def _as_stated_by(path: Path, settings: ReadSettings) -> ReadSettings:
     return settings
 
 
-def _read(
-    paths: List[Path], settings: ReadSettings
-) -> tuple[List[Entry], ReadSettings, Stamp]:
+def _read(paths: List[Path], settings: ReadSettings) -> tuple[List[Entry], ReadSettings, Stamp]:
     path, freq = paths[0], settings.freq
     timestamp = {} if settings.timestamp is None else {"timestamp": settings.timestamp}
     if settings.format is DataFormat.LONG:
@@ -328,9 +324,7 @@ def _read(
     return load_jsonl(path, freq=freq), settings, "start"
 
 
-def _read_long(
-    path: Path, settings: ReadSettings
-) -> tuple[List[Entry], ReadSettings, Stamp]:
+def _read_long(path: Path, settings: ReadSettings) -> tuple[List[Entry], ReadSettings, Stamp]:
     timestamp = settings.timestamp or "timestamp"
     as_text = [timestamp, *settings.feat_static_cat]
     as_text += [settings.item_id] if settings.item_id else []
@@ -409,7 +403,9 @@ def _as_options(text: str) -> str:
     """A sentence about arguments of `from_long_frame` in the words of the command line."""
     for name in ("fill_features", "duplicates", "irregular", "time_zone"):
         text = text.replace(f"pass {name}=", f"pass --{name.replace('_', '-')} ")
-    return text.replace("or give freq to", "or give --freq to").replace("give freq,", "give --freq,")
+    return text.replace("or give freq to", "or give --freq to").replace(
+        "give freq,", "give --freq,"
+    )
 
 
 def _quiet_times(column: pd.Series) -> pd.DatetimeIndex:

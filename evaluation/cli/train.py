@@ -30,8 +30,6 @@ from .progress import TrainingProgress
 from .signatures import estimator_parameters
 from .sources import DataOptions, Source, read_source
 
-app = typer.Typer(no_args_is_help=True, help="Train a model and write it into a folder.")
-
 _PANEL = "Training"
 
 
@@ -84,7 +82,15 @@ class TrainOptions:
     ] = False
 
 
-def _register(model: str, cls: type[MoEEstimator]) -> None:
+def register(app: typer.Typer) -> None:
+    """Add the command, with a command of its own for every model, to `app`."""
+    group = typer.Typer(no_args_is_help=True, help="Train a model and write it into a folder.")
+    for model, cls in MODELS.items():
+        _register_model(group, model, cls)
+    app.add_typer(group, name="train")
+
+
+def _register_model(group: typer.Typer, model: str, cls: type[MoEEstimator]) -> None:
     own = estimator_parameters(cls)
     groups: tuple[Any, ...] = (DataOptions, TrainOptions)
 
@@ -109,7 +115,7 @@ def _register(model: str, cls: type[MoEEstimator]) -> None:
     by_name["prediction_length"] = horizon.replace(
         annotation=Annotated[Optional[int], annotation.__metadata__[0]], default=None
     )
-    register_parameters(app, model, run, [*parameters, *by_name.values()])
+    register_parameters(group, model, run, [*parameters, *by_name.values()])
 
 
 def train_model(
@@ -291,7 +297,3 @@ def _train(
 
 def _last_period(entry: Entry) -> Any:
     return entry["start"] + entry["target"].shape[-1] - 1
-
-
-for _model, _cls in MODELS.items():
-    _register(_model, _cls)
