@@ -119,10 +119,9 @@ def window_usage(predictor: Any, windows: Iterable[Window]) -> WindowUsage:
     for window in windows:
         for _ in predictor.predict([window.entry], num_samples=1):
             pass
-        usage = getattr(predictor, "expert_usage", None)
-        for router, share in (usage.weight_share if usage is not None else {}).items():
+        for router, share in predictor.expert_usage.weight_share.items():
             weights.setdefault(router, []).append(share)
-            chosen.setdefault(router, []).append(usage.chosen_share[router])
+            chosen.setdefault(router, []).append(predictor.expert_usage.chosen_share[router])
     if not weights:
         raise EvaluationError("the model has no experts to look at; take one with several.")
     return WindowUsage(

@@ -7,7 +7,7 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Optional, Sequence, Union
+from typing import Any, Iterable, Literal, Optional, Sequence, Union
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ PathLike = Union[str, Path]
 Irregular = Literal["reindex", "keep", "raise"]
 TimeZone = Literal["local", "utc", "raise"]
 
+_NAMES_SHOWN = 8
 _INFERENCE_RUNS = (24, 12, 6, 3)
 # Two frequencies are told apart in runs of at least this many timestamps: among fewer, Tuesday to
 # Thursday are days rather than business days.
@@ -63,14 +64,15 @@ def require_columns(frame: pd.DataFrame, columns: Sequence[str], where: str) -> 
             )
 
 
-def suggestion(name: str, known: Sequence[str]) -> str:
+def suggestion(name: str, known: Iterable[Any]) -> str:
     """What to write instead of an unknown `name`: what is near to it, or what there is."""
-    names = {str(other).lower(): str(other) for other in known}
-    near = difflib.get_close_matches(name.lower(), names, n=2)
+    names = [str(other) for other in known]
+    folded = {other.lower(): other for other in names}
+    near = difflib.get_close_matches(name.lower(), folded, n=2)
     if near:
-        return f"did you mean {' or '.join(repr(names[other]) for other in near)}?"[:-1]
-    present = ", ".join(repr(str(other)) for other in list(known)[:8])
-    return f"choose among {present}{', …' if len(known) > 8 else ''}"
+        return f"did you mean {' or '.join(repr(folded[other]) for other in near)}"
+    more = ", …" if len(names) > _NAMES_SHOWN else ""
+    return f"choose among {', '.join(map(repr, names[:_NAMES_SHOWN]))}{more}"
 
 
 def numeric(column: pd.Series, where: str) -> np.ndarray:

@@ -100,10 +100,9 @@ def random_entries(window: WindowConfig, support: Any, count: int) -> List[Entry
     generator = np.random.default_rng(0)
     start = to_period(pd.Period(_START, freq=window.freq or "h"), window.freq)
     length, ahead = window.context_length, window.future_length
-    if isinstance(support, constraints.interval) or support is constraints.unit_interval:
-        values = generator.uniform(0.1, 0.9, size=(count, window.target_dim, length))
-    else:
-        values = 1.0 + generator.poisson(20.0, size=(count, window.target_dim, length))
+    shape = (count, window.target_dim, length)
+    within_1 = isinstance(support, constraints.interval)
+    values = generator.uniform(0.1, 0.9, shape) if within_1 else 1 + generator.poisson(20, shape)
     entries = []
     for number in range(count):
         target = values[number].astype(np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import inspect
 import os
 import shlex
@@ -64,7 +65,7 @@ def command(app: typer.Typer, name: str, **settings: Any) -> Callable[..., Calla
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(function, eval_str=True)
-        groups = {
+        groups: dict[str, Any] = {
             parameter.name: parameter.annotation
             for parameter in signature.parameters.values()
             if dataclasses.is_dataclass(parameter.annotation)
@@ -193,13 +194,11 @@ def check_table_path(path: Path) -> None:
 
 def require_pyarrow(path: Path) -> None:
     """Raise an `EvaluationError` if Parquet cannot be read and written here."""
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("pyarrow") is None:
         raise EvaluationError(
             f"{path.name}: Parquet needs pyarrow, which is not installed; pip install pyarrow, or "
             "use CSV or JSON lines."
-        ) from None
+        )
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:

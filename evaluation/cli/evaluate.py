@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, List, Optional
+from typing import Annotated, Any, List, Optional
 
 import pandas as pd
 import typer
@@ -102,7 +102,7 @@ def register(app: typer.Typer) -> None:
         with session(forecaster, set_) as (specs, trainer_kwargs):
             start = entries[0][0]["start"]
             season = season_length(start) if seasonality is None else seasonality
-            common = {
+            common: dict[str, Any] = {
                 "prediction_length": horizon,
                 "windows": windows,
                 "distance": step,

@@ -182,7 +182,7 @@ class ReadSettings:
     def updated(self, changes: Mapping[str, Any]) -> ReadSettings:
         """With those of `changes` that are settings and not None."""
         names = {field.name for field in dataclasses.fields(self)}
-        given = {
+        given: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in changes.items()
             if name in names and value is not None
@@ -292,7 +292,9 @@ def _as_stated_by(path: Path, settings: ReadSettings) -> ReadSettings:
 
 def _read(paths: List[Path], settings: ReadSettings) -> tuple[List[Entry], ReadSettings, Stamp]:
     path, freq = paths[0], settings.freq
-    timestamp = {} if settings.timestamp is None else {"timestamp": settings.timestamp}
+    timestamp: dict[str, Any] = (
+        {} if settings.timestamp is None else {"timestamp": settings.timestamp}
+    )
     if settings.format is DataFormat.LONG:
         return _read_long(path, settings)
     if settings.format is DataFormat.WIDE:

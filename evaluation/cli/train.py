@@ -286,7 +286,7 @@ def _train(
             with sentences_from(ValueError, before="--resume: "):
                 predictor = estimator.train(training, ckpt_path=resume_from)
         finished = True
-        return predictor  # type: ignore[return-value]
+        return predictor
     finally:
         if not finished:
             if any(checkpoints.rglob("last.ckpt")):
