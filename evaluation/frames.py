@@ -19,8 +19,9 @@ def as_pandas(frame: Any) -> pd.DataFrame:
     Parameters
     ----------
     frame
-        A pandas frame, which is returned as it is, one with a method `to_pandas`, such as Arrow's
-        tables, or one with the interchange protocol `__dataframe__`, such as Polars' frames.
+        A pandas frame, which is returned as it is, one with a method `to_pandas`, such as a Polars
+        frame or an Arrow table, or one with the interchange protocol `__dataframe__`. Polars
+        frames need no pyarrow.
 
     Raises
     ------
@@ -36,7 +37,8 @@ def as_pandas(frame: Any) -> pd.DataFrame:
             return frame.to_pandas()
         except ImportError:
             # Polars converts through pyarrow, which need not be installed.
-            pass
+            if hasattr(frame, "iter_columns"):
+                return pd.DataFrame({c.name: c.to_list() for c in frame.iter_columns()})
     if hasattr(frame, "__dataframe__"):
         return pd.api.interchange.from_dataframe(frame)
     raise EvaluationError(
