@@ -23,7 +23,7 @@ from ..environment import describe_environment, peak_memory_bytes
 from ..errors import EvaluationError
 from ..tables import suggestion
 from .console import check_table_path, command, frame_table, say, sentences_from, show, write_table
-from .model_folder import SavedModel, load_model
+from .model_folder import Device, ModelDir, SavedModel, load_model
 from .progress import progress_bar
 
 _QUANTILES = (0.1, 0.5, 0.9)
@@ -36,9 +36,7 @@ def register(app: typer.Typer) -> None:
 
     @command(app, "benchmark")
     def benchmark_command(
-        model_dir: Annotated[
-            Path, typer.Argument(help="A folder that `moecast train` wrote.", metavar="MODEL_DIR")
-        ],
+        model_dir: ModelDir,
         batch_size: Annotated[
             List[int],
             typer.Option("--batch-size", min=1, help="Series per batch; may be repeated."),
@@ -54,9 +52,7 @@ def register(app: typer.Typer) -> None:
             Optional[int],
             typer.Option("--num-samples", min=1, help="Paths, of forecasts made of paths."),
         ] = None,
-        device: Annotated[
-            Optional[str], typer.Option("--device", help="A torch device; by default the best.")
-        ] = None,
+        device: Device = None,
         profile: Annotated[
             bool, typer.Option("--profile", help="Print torch's profile of one batch.")
         ] = False,

@@ -12,7 +12,7 @@ from ..errors import EvaluationError
 from ..expert_usage import GROUPINGS, draw_windows, expert_shares, specialisation, window_usage
 from ..tables import suggestion
 from .console import check_table_path, command, frame_table, say, show, write_table
-from .model_folder import load_model
+from .model_folder import Device, ModelDir, load_model
 from .progress import progress_bar
 from .sources import DataOptions, read_source
 
@@ -24,9 +24,7 @@ def register(app: typer.Typer) -> None:
 
     @command(app, "experts")
     def experts_command(
-        model_dir: Annotated[
-            Path, typer.Argument(help="A folder that `moecast train` wrote.", metavar="MODEL_DIR")
-        ],
+        model_dir: ModelDir,
         data: DataOptions,
         by: Annotated[
             Optional[List[str]],
@@ -44,9 +42,7 @@ def register(app: typer.Typer) -> None:
             typer.Option("--out", help="File for all shares: .csv, .json, .jsonl or .parquet."),
         ] = None,
         seed: Annotated[int, typer.Option(help="Seed of the windows drawn.")] = 0,
-        device: Annotated[
-            Optional[str], typer.Option("--device", help="A torch device; by default the best.")
-        ] = None,
+        device: Device = None,
     ) -> None:
         """Usage of each layer's experts, and who is heard at which hour, weekday and series.
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, List, Mapping, Optional
+from typing import Annotated, Any, List, Mapping, Optional
 
 import pandas as pd
+import typer
 
 from ...distributions import support_of
 from ...forecasters import (
@@ -29,6 +30,13 @@ MODELS: dict[str, type[MoEEstimator]] = {
     "moirai-moe": MoiraiMoEEstimator,
     "autoformer": HierarchicalAutoformerEstimator,
 }
+
+ModelDir = Annotated[
+    Path, typer.Argument(help="A folder that `moecast train` wrote.", metavar="MODEL_DIR")
+]
+Device = Annotated[
+    Optional[str], typer.Option("--device", help="A torch device; by default the best.")
+]
 
 _RECORD = "moecast.json"
 _FORMAT = 1

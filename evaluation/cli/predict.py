@@ -11,7 +11,7 @@ from gluonts.model.forecast import Forecast
 from ..errors import EvaluationError
 from ..frames import forecasts_to_frame
 from .console import check_table_path, command, frame_table, say, show, write_table
-from .model_folder import load_model
+from .model_folder import Device, ModelDir, load_model
 from .progress import progress_bar
 from .sources import DataFormat, DataOptions, read_source
 
@@ -46,9 +46,7 @@ def register(app: typer.Typer) -> None:
 
     @command(app, "predict")
     def predict_command(
-        model_dir: Annotated[
-            Path, typer.Argument(help="A folder that `moecast train` wrote.", metavar="MODEL_DIR")
-        ],
+        model_dir: ModelDir,
         data: DataOptions,
         out: Annotated[
             Optional[Path],
@@ -64,9 +62,7 @@ def register(app: typer.Typer) -> None:
             ),
         ] = None,
         seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,
-        device: Annotated[
-            Optional[str], typer.Option("--device", help="A torch device; by default the best.")
-        ] = None,
+        device: Device = None,
     ) -> None:
         """Forecast what follows each series, as rows of item, timestamp, mean and quantiles.
 

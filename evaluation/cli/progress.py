@@ -40,10 +40,13 @@ class TrainingProgress(pl.Callback):
     ----------
     losses
         The training loss of each epoch.
+    steps
+        Batches trained on, with those before a resumed training stopped.
     """
 
     def __init__(self) -> None:
         self.losses: list[float] = []
+        self.steps = 0
         self._progress: Optional[Progress] = None
         self._task: Any = None
 
@@ -60,6 +63,7 @@ class TrainingProgress(pl.Callback):
         )
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.steps = trainer.global_step
         if self._progress is not None:
             self._progress.update(self._task, completed=trainer.global_step)
 

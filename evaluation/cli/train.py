@@ -167,14 +167,18 @@ def train_model(
         settings={k: v for k, v in arguments.items() if v is not None and k != "trainer_kwargs"},
         command=command_line(),
         files=source.files,
-        training={"seconds": round(seconds, 3), "loss": progress.losses},
+        training={
+            "seconds": round(seconds, 3),
+            "steps": progress.steps,
+            "loss": progress.losses,
+        },
     )
     with folder_written_whole(options.out) as folder:
         predictor.serialize(folder)
         record.write(folder)
     shutil.rmtree(checkpoints, ignore_errors=True)
     loss = f", loss {progress.losses[-1]:.4g}" if progress.losses else ""
-    say(f"trained {len(progress.losses)} epochs in {seconds:.1f} s{loss}; wrote {options.out}")
+    say(f"trained {progress.steps} steps in {seconds:.1f} s{loss}; wrote {options.out}")
 
 
 def leave_out(entries: List[Entry], steps: int, horizon: int) -> List[Entry]:
