@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, List, Optional
 
@@ -16,7 +17,7 @@ from ..specs import dimensions
 from .backtests import Forecasters, Settings, seed_all, session
 from .console import check_table_path, command, command_line, say, show, write_table
 from .model_folder import SavedModel, load_model
-from .sources import DataOptions, read_source
+from .sources import DataOptions, Source, read_source
 
 _MAX_WINDOWS = 20
 
@@ -78,7 +79,13 @@ def register(app: typer.Typer) -> None:
         horizon = _horizon(models, prediction_length)
         if not models and not forecaster:
             raise EvaluationError("give a MODEL_DIR, or a --forecaster such as seasonal-naive.")
-        sources = [read_source(data, model.reading) for model in models] or [read_source(data)]
+        # Models whose data are read alike share them.
+        read: dict[str, Source] = {}
+        for model in models:
+            key = repr(model.reading)
+            if key not in read:
+                read[key] = read_source(data, model.reading)
+        sources = [read[repr(model.reading)] for model in models] or [read_source(data)]
         if horizon is None:
             horizon = sources[0].prediction_length
         if horizon is None:
@@ -114,7 +121,9 @@ def register(app: typer.Typer) -> None:
             for model, series in zip(models, entries):
                 say(f"{model.name}, {windows} windows of {horizon} steps …")
                 seed_all(seed)
-                results.append(backtest(model.predictor, series, model=model.name, **common))
+                result = backtest(model.predictor, series, model=model.name, **common)
+                seconds = 0.0 if model.record is None else model.record.training.get("seconds", 0.0)
+                results.append(dataclasses.replace(result, train_seconds=seconds))
             for spec in specs:
                 if spec.name in names:
                     raise EvaluationError(

@@ -31,7 +31,9 @@ from ..tables import (
     Irregular,
     PathLike,
     TimeZone,
+    infer_freq,
     parse_times,
+    period_freq,
     read_csv,
     require_columns,
     suggestion,
@@ -39,6 +41,7 @@ from ..tables import (
 from .console import require_pyarrow
 
 _PANEL = "Data"
+_ROWS_TO_TELL_STAMP = 1000
 
 
 class DataFormat(str, Enum):
@@ -62,7 +65,10 @@ class DataOptions:
 
     data: Annotated[
         Optional[Path],
-        _option("--data", help="The file: CSV, Parquet or JSON lines (or a folder of these)."),
+        _option(
+            "--data",
+            help="The file: CSV, Parquet or JSON lines; or a folder of GluonTS's JSON lines.",
+        ),
     ] = None
     dataset: Annotated[
         Optional[str], _option("--dataset", help="A known data set; see `moecast datasets`.")
@@ -263,7 +269,8 @@ def read_source(options: DataOptions, stored: ReadSettings = ReadSettings()) -> 
         name, horizon = options.data.name.split(".")[0], None
         if options.format is None and settings.format is DataFormat.LONG:
             settings = _as_stated_by(paths[0], settings)
-    entries, settings, stamp = _read(paths, settings)
+    from_model = options.data is not None and options.freq is None and stored.freq is not None
+    entries, settings, stamp = _read(paths, settings, from_model)
     freqs = {entry["start"].freqstr for entry in entries}
     if len(freqs) > 1:
         raise EvaluationError(
@@ -290,14 +297,20 @@ def _as_stated_by(path: Path, settings: ReadSettings) -> ReadSettings:
     return settings
 
 
-def _read(paths: List[Path], settings: ReadSettings) -> tuple[List[Entry], ReadSettings, Stamp]:
+def _read(
+    paths: List[Path], settings: ReadSettings, freq_from_model: bool
+) -> tuple[List[Entry], ReadSettings, Stamp]:
     path, freq = paths[0], settings.freq
     timestamp: dict[str, Any] = (
         {} if settings.timestamp is None else {"timestamp": settings.timestamp}
     )
     if settings.format is DataFormat.LONG:
-        return _read_long(path, settings)
+        return _read_long(path, settings, freq_from_model)
     if settings.format is DataFormat.WIDE:
+        name = settings.timestamp or "date"
+        frame = read_csv(path, text_columns=[name])
+        if freq_from_model and name in frame:
+            _refuse_other_freq(parse_quietly(frame[name], path.name), freq, path.name)
         entries = load_wide(
             path,
             freq=freq,
@@ -306,9 +319,8 @@ def _read(paths: List[Path], settings: ReadSettings) -> tuple[List[Entry], ReadS
             time_zone=settings.time_zone,
             **timestamp,
         )
-        times = read_csv(path, text_columns=list(timestamp.values()))
-        column = times[settings.timestamp or "date"].iloc[:1000]
-        stamp = stamp_of(_quiet_times(column), entries[0]["start"].freqstr)
+        times = parse_quietly(frame[name].iloc[:_ROWS_TO_TELL_STAMP], path.name)
+        stamp = stamp_of(times, entries[0]["start"].freqstr)
         return entries, settings, stamp
     if settings.format is DataFormat.LONG_HORIZON:
         dataset = load_long_horizon(path, freq=freq, **timestamp)
@@ -326,7 +338,9 @@ def _read(paths: List[Path], settings: ReadSettings) -> tuple[List[Entry], ReadS
     return load_jsonl(path, freq=freq), settings, "start"
 
 
-def _read_long(path: Path, settings: ReadSettings) -> tuple[List[Entry], ReadSettings, Stamp]:
+def _read_long(
+    path: Path, settings: ReadSettings, freq_from_model: bool
+) -> tuple[List[Entry], ReadSettings, Stamp]:
     timestamp = settings.timestamp or "timestamp"
     as_text = [timestamp, *settings.feat_static_cat]
     as_text += [settings.item_id] if settings.item_id else []
@@ -338,6 +352,12 @@ def _read_long(path: Path, settings: ReadSettings) -> tuple[List[Entry], ReadSet
     categories = settings.categories
     if categories is None:
         categories = frame_categories(frame, settings.feat_static_cat)
+    if freq_from_model and len(frame):
+        longest = frame
+        if settings.item_id:
+            longest = frame[frame[settings.item_id] == frame[settings.item_id].mode()[0]]
+        times = parse_quietly(longest[timestamp], path.name)
+        _refuse_other_freq(times, settings.freq, path.name)
     try:
         entries = from_long_frame(
             frame,
@@ -359,7 +379,8 @@ def _read_long(path: Path, settings: ReadSettings) -> tuple[List[Entry], ReadSet
     except EvaluationError as error:
         text = str(error).removeprefix("frame: ")
         raise EvaluationError(f"{path.name}: {_as_options(text)}") from error
-    stamp = stamp_of(_quiet_times(frame[timestamp].iloc[:1000]), entries[0]["start"].freqstr)
+    times = parse_quietly(frame[timestamp].iloc[:_ROWS_TO_TELL_STAMP], path.name)
+    stamp = stamp_of(times, entries[0]["start"].freqstr)
     return entries, dataclasses.replace(settings, categories=categories), stamp
 
 
@@ -410,8 +431,23 @@ def _as_options(text: str) -> str:
     )
 
 
-def _quiet_times(column: pd.Series) -> pd.DatetimeIndex:
-    """Timestamps that were checked before, without their notes again."""
+def parse_quietly(column: pd.Series, where: str) -> pd.DatetimeIndex:
+    """Timestamps of a column that is read for good elsewhere, with the notes on it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return parse_times(column, "frame")
+        return parse_times(column, where)
+
+
+def _refuse_other_freq(times: pd.DatetimeIndex, freq: Optional[str], where: str) -> None:
+    """Refuse data of another frequency than the model's, where they tell one."""
+    assert freq is not None
+    try:
+        found = infer_freq(times, where)
+    except EvaluationError:
+        return
+    if found != period_freq(freq):
+        raise EvaluationError(
+            f"{where}: its timestamps are of freq={found!r}, but the model was trained on "
+            f"freq={freq!r}; bring the data to that frequency, or give --freq {freq} if steps are "
+            "missing between its rows."
+        )

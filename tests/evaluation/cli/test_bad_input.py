@@ -248,6 +248,19 @@ def test_prediction_needs_the_covariates_of_the_horizon(
     assert "item '000': feat_dynamic_real has 60 steps, but needs 66" in text
 
 
+def test_data_of_another_frequency_than_the_models(
+    run: Run, model_dir: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data.csv"
+    days = pd.date_range("2024-01-01", periods=60, freq="D")
+    pd.DataFrame({"id": "a", "ds": days, "y": 1.0}).to_csv(data, index=False)
+    text = refused(run, tmp_path, "predict", model_dir, "--data", data)
+    assert "of freq='D', but the model was trained on freq='h'" in text
+    code, _, stderr = run("predict", model_dir, "--data", data, "--freq", "h")
+    assert code == 0
+    assert "1357 timestamps missing in 1 items" in " ".join(stderr.split())
+
+
 def test_a_category_unknown_to_the_model_is_named(
     run: Run, covariate_model: Path, tmp_path: Path
 ) -> None:

@@ -12,6 +12,9 @@ import pandas as pd
 import pytest
 from cli_cases import Run, sales
 from moecast.evaluation import backtest, from_long_frame
+from moecast.evaluation.cli.evaluate import _steps_since_training
+from moecast.evaluation.cli.model_folder import Record, SavedModel
+from moecast.evaluation.cli.sources import ReadSettings
 from moecast.evaluation.expert_usage import (
     draw_windows,
     expert_shares,
@@ -64,6 +67,17 @@ def test_a_file_that_has_grown_is_evaluated_on_what_is_new(
     # 12 steps were held out and 15 have come: four whole windows of 6.
     row = pd.read_csv(out).iloc[0]
     assert (row["windows"], row["trained_on_windows"]) == (4, False)
+
+
+@pytest.mark.parametrize("freq", ["h", "15min", "M", "W-FRI", "D"])
+def test_steps_since_training_are_counted_in_the_series_frequency(freq: str) -> None:
+    start = pd.Period("2024-01-05", freq=freq)
+    until = {"a": str(start + 69)}
+    record = Record("mole", ReadSettings(), trained_until=until)
+    model = SavedModel("tiny", None, record)  # type: ignore[arg-type]
+    entry = {"item_id": "a", "start": start, "target": np.zeros(100)}
+    assert _steps_since_training(model, entry) == 30
+    assert _steps_since_training(model, {**entry, "item_id": "new"}) is None
 
 
 def test_covariates_beyond_the_target_do_not_shift_the_windows(
