@@ -157,7 +157,7 @@ def train_model(
     _say_what(model, source, training, horizon, options)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     started = time.perf_counter()
-    predictor = _train(estimator, training, resume_from, checkpoints, options.out)
+    predictor = _train(estimator, training, resume_from, checkpoints, progress)
     seconds = time.perf_counter() - started
     record = Record(
         model=model,
@@ -280,23 +280,23 @@ def _train(
     training: List[Entry],
     resume_from: Optional[str],
     checkpoints: Path,
-    out: Path,
+    progress: TrainingProgress,
 ) -> MoEPredictor:
-    finished = False
+    arguments = {} if resume_from is None else {"ckpt_path": resume_from}
     try:
-        if resume_from is None:
-            predictor = estimator.train(training)
-        else:
-            with sentences_from(ValueError, before="--resume: "):
-                predictor = estimator.train(training, ckpt_path=resume_from)
-        finished = True
-        return predictor
-    finally:
-        if not finished:
-            if any(checkpoints.rglob("last.ckpt")):
-                say(f"training stopped; the same command with --resume goes on with {out}")
-            else:
-                shutil.rmtree(checkpoints, ignore_errors=True)
+        return estimator.train(training, **arguments)
+    except BaseException as error:
+        if not any(checkpoints.rglob("last.ckpt")):
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        elif progress.steps:
+            say("training stopped; the same command with --resume goes on")
+        if isinstance(error, SystemExit) and not error.code:
+            # What Lightning makes of SIGTERM; no script is to take it for a success.
+            raise typer.Exit(1) from error
+        # Data and settings are checked before the first step; what fails later is a fault.
+        about_input = isinstance(error, ValueError) and not progress.steps
+        with sentences_from(*([ValueError] if about_input else [])):
+            raise
 
 
 def _last_period(entry: Entry) -> Any:

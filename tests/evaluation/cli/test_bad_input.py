@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from cli_cases import COLUMNS, TINY, Run, sales
+from moecast.forecasters import MoLEEstimator
 
 Damage = Callable[[pd.DataFrame], pd.DataFrame]
 
@@ -152,6 +153,31 @@ def test_the_horizon_is_asked_for(run: Run, sales_csv: Path, tmp_path: Path) -> 
         run, tmp_path, "train", "mole", "--data", sales_csv, *COLUMNS, "--out", tmp_path / "model"
     )
     assert "--prediction-length is missing" in text
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(ValueError("no series has a window"), 2), (SystemExit(), 1), (SystemExit(3), 3)],
+    ids=["input", "SIGTERM", "exit"],
+)
+def test_what_ends_a_training_before_its_first_step(
+    error: BaseException,
+    code: int,
+    run: Run,
+    sales_csv: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise error
+
+    # Lightning turns SIGTERM into a SystemExit without a code.
+    monkeypatch.setattr(MoLEEstimator, "train", stop)
+    out = tmp_path / "model"
+    found, _, stderr = run("train", "mole", "--data", sales_csv, *COLUMNS, *TINY, "--out", out)
+    assert found == code
+    assert ("no series has a window" in stderr) == (code == 2)
+    assert not list(tmp_path.iterdir())
 
 
 def test_training_refuses_an_infinite_value_before_it_starts(run: Run, tmp_path: Path) -> None:

@@ -47,6 +47,21 @@ def test_windows_held_out_are_evaluated_as_a_backtest_would(
     assert rows["night"]["MASE[0.5]"] > rows["SeasonalNaive"]["MASE[0.5]"]
 
 
+def test_forecasters_are_evaluated_without_a_model(
+    run: Run, sales_csv: Path, tmp_path: Path
+) -> None:
+    command = ["evaluate", "--data", sales_csv, "--timestamp", "ds", "--item-id", "id",
+               "--target", "y", "--forecaster", "seasonal-naive"]  # fmt: skip
+    out = tmp_path / "scores.csv"
+    code, _, stderr = run(*command, "--prediction-length", 3, "--out", out)
+    assert code == 0, stderr
+    # GIFT-Eval's rule: a tenth of 60 steps.
+    assert pd.read_csv(out)["windows"].tolist() == [2]
+    code, _, stderr = run(*command)
+    assert code == 2
+    assert "--prediction-length is missing" in stderr
+
+
 def test_windows_trained_on_are_told(
     run: Run, model_dir: Path, sales_csv: Path, tmp_path: Path
 ) -> None:

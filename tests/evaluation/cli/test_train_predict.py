@@ -187,6 +187,10 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(
     code, _, stderr = run(*command, "--out", tmp_path / "stopped")
     assert code == 2
     assert "--resume" in stderr
+    wider = [*command, "--num-experts", 3, "--out", tmp_path / "stopped", "--resume"]
+    code, _, stderr = run(*wider)
+    assert code == 2
+    assert "do not fit the network" in " ".join(stderr.split())
     code, _, stderr = run(*command, "--out", tmp_path / "stopped", "--resume")
     assert code == 0, stderr
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
