@@ -48,6 +48,9 @@ def describe_environment() -> dict[str, str]:
         "Cores": f"{os.cpu_count()}, of which torch used {torch.get_num_threads()}",
         "System": f"{platform.system()} {platform.machine()}",
     }
+    if hasattr(os, "getloadavg"):
+        load = f"{os.getloadavg()[2]:.1f} programs at a time, mean of the last 15 minutes"
+        described["Load of the machine"] = load
     peak_memory = peak_memory_bytes()
     if peak_memory is not None:
         described["Peak memory of the process"] = f"{peak_memory / 1e6:,.0f} MB"
