@@ -3,7 +3,9 @@
 from .backtest import BacktestResult, backtest, gift_eval_windows, long_horizon, season_length
 from .comparison import RelativeScore, relative_score
 from .datasets import (
+    frame_categories,
     from_long_frame,
+    from_wide_frame,
     load_jsonl,
     load_long_csv,
     load_m4,
@@ -11,7 +13,8 @@ from .datasets import (
     load_wide,
 )
 from .diagnostics import Diagnostics
-from .errors import EvaluationError
+from .errors import DataWarning, EvaluationError
+from .frames import as_pandas, forecasts_to_frame, stamp_of
 from .gift_eval import write_gift_eval
 from .html_report import html_report, write_html_report
 from .long_horizon_data import Borders, LongHorizonDataset, StandardScaler, load_long_horizon
@@ -39,6 +42,7 @@ __all__ = [
     "MSIS",
     "BacktestResult",
     "Borders",
+    "DataWarning",
     "Diagnostics",
     "EvaluationError",
     "IntervalCoverage",
@@ -47,8 +51,12 @@ __all__ = [
     "RelativeScore",
     "StandardScaler",
     "UnscaledSeriesWarning",
+    "as_pandas",
     "backtest",
+    "forecasts_to_frame",
+    "frame_categories",
     "from_long_frame",
+    "from_wide_frame",
     "gift_eval_windows",
     "html_report",
     "load_jsonl",
@@ -65,6 +73,7 @@ __all__ = [
     "results_markdown",
     "results_table",
     "season_length",
+    "stamp_of",
     "write_gift_eval",
     "write_html_report",
     "write_results",

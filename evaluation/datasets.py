@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from pathlib import Path
-from typing import Any, Optional, Sequence
+from typing import Any, Iterator, Literal, Mapping, Optional, Sequence, Union
 
 import numpy as np
 import pandas as pd
@@ -12,23 +14,28 @@ from gluonts.dataset.field_names import FieldName
 from gluonts.dataset.jsonl import JsonLinesFile
 from gluonts.exceptions import GluonTSDataError
 
-from .errors import EvaluationError
+from .errors import DataWarning, EvaluationError
+from .frames import as_pandas
 from .tables import (
     Grid,
     Irregular,
     PathLike,
+    TimeZone,
     infer_freq,
     numeric,
     parse_times,
     period_freq,
     read_csv,
     read_regular_csv,
+    regular_table,
     require_columns,
 )
 
 Entry = dict[str, Any]
+Duplicates = Literal["raise", "first", "last", "mean"]
 
 _ITEMS_TO_INFER_FREQ = 20
+_STEPS_TO_TELL_FREQ = 5
 _JSON_SUFFIXES = (".json", ".json.gz", ".jsonl", ".jsonl.gz")
 
 
@@ -64,6 +71,7 @@ def load_wide(
     multivariate: bool = False,
     missing_values: Sequence[float] = (-9999.0,),
     irregular: Irregular = "reindex",
+    time_zone: TimeZone = "local",
 ) -> list[Entry]:
     """Load a CSV file with a timestamp column and one column per series.
 
@@ -85,6 +93,9 @@ def load_wide(
         What to do where timestamps repeat or are missing: `"reindex"` completes the grid with NaN
         and keeps the first of repeated rows, `"keep"` takes the rows as if they were evenly spaced;
         both warn with one sentence. `"raise"` refuses.
+    time_zone
+        What to do with time zones: `"local"` keeps the wall time and warns, `"utc"` converts,
+        `"raise"` refuses.
 
     Raises
     ------
@@ -98,9 +109,65 @@ def load_wide(
         freq=freq,
         missing_values=missing_values,
         irregular=irregular,
+        time_zone=time_zone,
     )
     name = Path(path).stem if multivariate else None
     return series_entries(table.start, table.columns, table.values, name=name)
+
+
+def from_wide_frame(
+    frame: Any,
+    *,
+    timestamp: Optional[str] = None,
+    columns: Optional[Sequence[str]] = None,
+    freq: Optional[str] = None,
+    multivariate: bool = False,
+    missing_values: Sequence[float] = (),
+    irregular: Irregular = "reindex",
+    time_zone: TimeZone = "local",
+) -> list[Entry]:
+    """Entries of a wide frame: one row per timestamp, one column per series.
+
+    Parameters
+    ----------
+    frame
+        A pandas frame, or one that `moecast.evaluation.frames.as_pandas` converts, such as a
+        Polars frame; it is not changed.
+    timestamp
+        Name of the timestamp column; by default the frame's index.
+    columns, freq, multivariate, missing_values, irregular, time_zone
+        As for `load_wide`; the entry of a multivariate series is named `"frame"`.
+
+    Raises
+    ------
+    EvaluationError
+        A column, a value or the time grid is unusable, or there are no timestamps.
+    """
+    frame = as_pandas(frame)
+    if timestamp is None:
+        index = frame.index
+        if isinstance(index, pd.PeriodIndex):
+            index = index.to_timestamp()
+        if not isinstance(index, pd.DatetimeIndex):
+            raise EvaluationError(
+                f"frame: its index is of {index.dtype}, not of timestamps; name the column of "
+                "timestamps, as in timestamp='date'."
+            )
+        timestamp = "timestamp" if index.name is None else str(index.name)
+        frame = frame.set_axis(index.rename(timestamp)).reset_index()
+    table = regular_table(
+        frame,
+        "frame",
+        timestamp=timestamp,
+        columns=columns,
+        freq=freq,
+        missing_values=missing_values,
+        irregular=irregular,
+        time_zone=time_zone,
+    )
+    return series_entries(
+        table.start, table.columns, table.values, name="frame" if multivariate else None
+    )
 
 
 def load_monash(
@@ -203,7 +270,7 @@ def _value_rows(values: pd.DataFrame, names: pd.Series, where: str) -> list[np.n
 
 
 def from_long_frame(
-    frame: pd.DataFrame,
+    frame: Any,
     *,
     timestamp: str = "timestamp",
     target: str = "target",
@@ -213,8 +280,12 @@ def from_long_frame(
     past_feat_dynamic_real: Sequence[str] = (),
     feat_static_cat: Sequence[str] = (),
     feat_static_real: Sequence[str] = (),
-    future_length: int = 0,
+    future_length: Union[int, Literal["empty"]] = 0,
     fill_features: Optional[float] = None,
+    categories: Optional[Mapping[str, Sequence[Any]]] = None,
+    irregular: Literal["reindex", "raise"] = "reindex",
+    duplicates: Duplicates = "raise",
+    time_zone: TimeZone = "local",
 ) -> list[Entry]:
     """Entries of a long frame: one row per item and timestamp.
 
@@ -225,7 +296,8 @@ def from_long_frame(
     Parameters
     ----------
     frame
-        The rows, in any order; it is not changed.
+        The rows, in any order: a pandas frame, or one that
+        `moecast.evaluation.frames.as_pandas` converts, such as a Polars frame. It is not changed.
     timestamp, target, item_id
         Names of columns; `item_id=None` takes the frame as one series named `target`.
     freq
@@ -237,78 +309,202 @@ def from_long_frame(
         sorted values.
     future_length
         Number of last rows of every item that hold only `feat_dynamic_real`: targets and past
-        features end that many rows earlier.
+        features end that many rows earlier. `"empty"` takes an item's last rows without a target
+        as such, however many they are.
     fill_features
         Value of dynamic features where the frame has none, in gaps or as blanks; by default such a
         frame is refused, because few forecasters can take it.
+    categories
+        The values of each of `feat_static_cat` in the order of their ranks, as `frame_categories`
+        gave them for another frame; by default of this one.
+    irregular
+        What to do where an item's timestamps are out of order, missing, or elsewhere within their
+        period than the others: `"reindex"` sorts and completes them and warns with one sentence,
+        `"raise"` refuses.
+    duplicates
+        Which of an item's rows of one period counts: `"first"`, `"last"`, or the `"mean"` of them;
+        `"raise"` refuses.
+    time_zone
+        What to do with time zones: `"local"` keeps the wall time and warns, `"utc"` converts,
+        `"raise"` refuses.
 
     Returns
     -------
     list of dict
         Entries in the order in which items first appear: target float32 [T], feat_dynamic_real
-        float32 [features, T + future_length], past_feat_dynamic_real float32 [features, T],
+        float32 [features, T + future rows], past_feat_dynamic_real float32 [features, T],
         feat_static_cat int32 [features], feat_static_real float32 [features].
 
     Raises
     ------
     EvaluationError
-        A column is missing, an item has two rows for one period, a static column has two values
-        for one item, or a dynamic feature has none for a row and `fill_features` is not given.
+        A column is missing, an item has two rows for one period, the items have different
+        frequencies, a static column has two values for one item or one that `categories` lacks,
+        or a dynamic feature has none for a row and `fill_features` is not given.
     """
+    for name, value, allowed in (
+        ("irregular", irregular, ("reindex", "raise")),
+        ("duplicates", duplicates, ("raise", "first", "last", "mean")),
+    ):
+        if value not in allowed:
+            raise EvaluationError(
+                f"{name}={value!r} is unknown; choose among {', '.join(allowed)}."
+            )
+    frame = as_pandas(frame)
     if item_id is None:
         item_id = "item_id"
         frame = frame.assign(item_id=target)
     dynamic = [*feat_dynamic_real, *past_feat_dynamic_real]
     static = [*feat_static_cat, *feat_static_real]
     require_columns(frame, [timestamp, target, item_id, *dynamic, *static], "frame")
+    if frame.empty:
+        raise EvaluationError("frame: there are no rows; check the file or the filter.")
     if frame[item_id].isna().any():
         raise EvaluationError(f"frame: column {item_id!r} has blanks; name every row's item.")
-    frame = frame.assign(**{timestamp: parse_times(frame[timestamp], "frame")})
-    if freq is None:
-        freq = _frame_freq(frame, timestamp, item_id)
-    freq = period_freq(freq)
-    categories = {name: sorted(frame[name].dropna().unique()) for name in feat_static_cat}
+    for name in (target, *dynamic, *feat_static_real):
+        frame = frame.assign(**{name: numeric(frame[name], "frame")})
+    frame = frame.assign(**{timestamp: parse_times(frame[timestamp], "frame", time_zone)})
+    inferred = freq is None
+    freq = _frame_freq(frame, timestamp, item_id) if freq is None else period_freq(freq)
+    if categories is None:
+        categories = frame_categories(frame, feat_static_cat)
 
     entries = []
+    flaws = _Flaws(freq)
     for item, rows in frame.groupby(item_id, sort=False, observed=True):
         where = f"item {item!r}"
         grid = Grid.locate(pd.DatetimeIndex(rows[timestamp]), freq, where)
+        if inferred:
+            _refuse_other_frequency(grid, freq, where)
         if len(grid.repeated):
-            raise EvaluationError(
-                f"{where}: two rows for {grid.start + int(grid.repeated[0])}; keep one of them."
-            )
-        past = grid.length - future_length
+            if duplicates == "raise":
+                raise EvaluationError(
+                    f"{where}: two rows for {grid.start + int(grid.repeated[0])}; keep one of them "
+                    "or pass duplicates='first', 'last' or 'mean'."
+                )
+            rows = _merge_repeated(rows, grid, duplicates, [target, *dynamic])
+            grid = Grid.locate(pd.DatetimeIndex(rows[timestamp]), freq, where)
+        flaws.add(grid, where)
+        series = grid.place(rows[target].to_numpy())
+        if future_length == "empty":
+            observed = np.flatnonzero(~np.isnan(series))
+            past = int(observed[-1]) + 1 if len(observed) else 0
+        else:
+            past = grid.length - future_length
         if past < 1:
             raise EvaluationError(
-                f"{where}: {grid.length} rows, so none is left before future_length="
-                f"{future_length}; give fewer future rows."
+                f"{where}: none of its {grid.length} rows is left as past before future_length="
+                f"{future_length!r}; give rows with a target."
             )
 
-        def placed(
-            name: str, rows: pd.DataFrame = rows, grid: Grid = grid, where: str = where
+        def features(
+            names: Sequence[str],
+            until: Optional[int],
+            rows: pd.DataFrame = rows,
+            grid: Grid = grid,
+            where: str = where,
         ) -> np.ndarray:
-            return grid.place(numeric(rows[name], where)).astype(np.float32)
-
-        def features(names: Sequence[str], where: str = where, grid: Grid = grid) -> np.ndarray:
-            return np.stack([_complete(placed(n), n, grid, where, fill_features) for n in names])
+            placed = [grid.place(rows[name].to_numpy())[:until] for name in names]
+            return np.stack(
+                [_complete(v, n, grid, where, fill_features) for n, v in zip(names, placed)]
+            ).astype(np.float32)
 
         entry: Entry = {
             FieldName.ITEM_ID: str(item),
             FieldName.START: grid.start,
-            FieldName.TARGET: placed(target)[:past],
+            FieldName.TARGET: series[:past].astype(np.float32),
         }
         if feat_dynamic_real:
-            entry[FieldName.FEAT_DYNAMIC_REAL] = features(feat_dynamic_real)
+            entry[FieldName.FEAT_DYNAMIC_REAL] = features(feat_dynamic_real, None)
         if past_feat_dynamic_real:
-            entry[FieldName.PAST_FEAT_DYNAMIC_REAL] = features(past_feat_dynamic_real)[:, :past]
+            entry[FieldName.PAST_FEAT_DYNAMIC_REAL] = features(past_feat_dynamic_real, past)
         if feat_static_cat:
-            codes = [categories[n].index(_only_value(rows[n], where)) for n in feat_static_cat]
+            codes = [_rank(rows[n], categories[n], where) for n in feat_static_cat]
             entry[FieldName.FEAT_STATIC_CAT] = np.array(codes, dtype=np.int32)
         if feat_static_real:
             reals = [_only_value(rows[name], where) for name in feat_static_real]
             entry[FieldName.FEAT_STATIC_REAL] = np.array(reals, dtype=np.float32)
         entries.append(entry)
+    flaws.report(irregular)
     return entries
+
+
+def frame_categories(frame: Any, columns: Sequence[str]) -> dict[str, list[Any]]:
+    """The sorted values of each of `columns`, which `from_long_frame` ranks categories by."""
+    frame = as_pandas(frame)
+    require_columns(frame, columns, "frame")
+    return {name: sorted(frame[name].dropna().unique().tolist()) for name in columns}
+
+
+class _Flaws:
+    """What is irregular in the items of a frame, told in one sentence."""
+
+    def __init__(self, freq: str) -> None:
+        self._freq = freq
+        self._items: Counter[str] = Counter()
+        self._steps: Counter[str] = Counter()
+        self._first: dict[str, str] = {}
+
+    def add(self, grid: Grid, where: str) -> None:
+        for flaw, positions in (
+            ("missing", grid.missing),
+            ("off the grid", grid.positions[grid.moved]),
+        ):
+            if len(positions):
+                self._items[flaw] += 1
+                self._steps[flaw] += len(positions)
+                first = (grid.start + int(positions[0])).start_time
+                self._first.setdefault(flaw, f"first {first} in {where}")
+        if not grid.sorted:
+            self._items["unsorted"] += 1
+
+    def report(self, irregular: str) -> None:
+        """Warn, or refuse if `irregular` is `"raise"`."""
+        found = list(self._sentences())
+        if not found:
+            return
+        flaws = " and ".join(found)
+        if irregular == "raise":
+            raise EvaluationError(
+                f"frame: the rows are not a regular grid of freq={self._freq!r}: {flaws}; correct "
+                "them, or pass irregular='reindex' to sort and complete them with missing values."
+            )
+        warnings.warn(
+            f"frame: {flaws}; sorted and completed with missing values (irregular='reindex').",
+            DataWarning,
+            stacklevel=3,
+        )
+
+    def _sentences(self) -> Iterator[str]:
+        for flaw, steps in self._steps.items():
+            yield f"{steps} timestamps {flaw} in {self._items[flaw]} items ({self._first[flaw]})"
+        if self._items["unsorted"]:
+            yield f"rows out of order in {self._items['unsorted']} items"
+
+
+def _merge_repeated(
+    rows: pd.DataFrame, grid: Grid, duplicates: Duplicates, numbers: Sequence[str]
+) -> pd.DataFrame:
+    """One row per period; the `"mean"` is that of the columns `numbers`."""
+    positions = pd.Series(grid.positions, index=rows.index)
+    if duplicates == "mean":
+        means = rows[list(numbers)].groupby(positions.to_numpy()).mean()
+        rows = rows.assign(**{name: means[name].loc[positions].to_numpy() for name in numbers})
+    keep: Literal["first", "last"] = "last" if duplicates == "last" else "first"
+    return rows[~positions.duplicated(keep=keep).to_numpy()]
+
+
+def _refuse_other_frequency(grid: Grid, freq: str, where: str) -> None:
+    """Refuse an item whose rows are typically several steps apart, or several in one step."""
+    steps = np.diff(np.sort(grid.positions))
+    typical = float(np.median(steps)) if len(steps) >= _STEPS_TO_TELL_FREQ else 1.0
+    if not 1 <= typical < 2:
+        apart = f"{typical:g} steps apart" if typical else "several to a step"
+        raise EvaluationError(
+            f"{where}: its rows are typically {apart} at freq={freq!r}, the frequency of the "
+            "longest item; split items of mixed frequencies into files of their own, or give freq "
+            "to fill the steps between with missing values."
+        )
 
 
 def _frame_freq(frame: pd.DataFrame, timestamp: str, item_id: str) -> str:
@@ -320,6 +516,18 @@ def _frame_freq(frame: pd.DataFrame, timestamp: str, item_id: str) -> str:
             return period_freq(freq)
     longest = frame.loc[frame[item_id] == longest_first[0], timestamp]
     return infer_freq(pd.DatetimeIndex(longest), "frame")
+
+
+def _rank(column: pd.Series, values: Sequence[Any], where: str) -> int:
+    value = _only_value(column, where)
+    if value not in values:
+        known = ", ".join(map(repr, values[:8]))
+        raise EvaluationError(
+            f"{where}: static column {column.name!r} is {value!r}, which is none of the known "
+            f"categories {known}{', …' if len(values) > 8 else ''}; leave the item out or train on "
+            "data that have it."
+        )
+    return list(values).index(value)
 
 
 def _complete(

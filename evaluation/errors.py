@@ -7,3 +7,7 @@ class EvaluationError(ValueError):
     The message is one sentence that names the field or file, the value and the remedy, so that the
     command line can print it as it is.
     """
+
+
+class DataWarning(UserWarning):
+    """Data that were repaired on reading: the message says what was found and what was done."""

@@ -22,6 +22,17 @@ _FEATURE_COUNTS = {
     "num_feat_static_real": FieldName.FEAT_STATIC_REAL,
     "num_feat_static_cat": FieldName.FEAT_STATIC_CAT,
 }
+# What `--forecaster` takes beside class paths, with the settings that a class cannot do without.
+SHORT_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
+    "seasonal-naive": ("gluonts.model.seasonal_naive.SeasonalNaivePredictor", {}),
+    "dlinear": ("gluonts.torch.DLinearEstimator", {}),
+    "patchtst": ("gluonts.torch.PatchTSTEstimator", {"patch_len": 16}),
+    "auto-ets": ("gluonts.ext.statsforecast.AutoETSPredictor", {}),
+    "auto-theta": ("gluonts.ext.statsforecast.AutoThetaPredictor", {}),
+    "mole": ("moecast.forecasters.MoLEEstimator", {}),
+    "moirai-moe": ("moecast.forecasters.MoiraiMoEEstimator", {}),
+    "autoformer": ("moecast.forecasters.HierarchicalAutoformerEstimator", {}),
+}
 
 
 @dataclass(frozen=True)
@@ -84,7 +95,7 @@ def parse_forecasters(paths: Sequence[str], assignments: Sequence[str]) -> list[
     Parameters
     ----------
     paths
-        `package.module.Class`, or `NAME=package.module.Class` to name it in the results.
+        `package.module.Class` or one of `SHORT_NAMES`, or `NAME=…` to name it in the results.
     assignments
         `parameter=value` for every forecaster that takes it, or `NAME.parameter=value` for one.
         Values are decoded as JSON where they parse, and are text otherwise.
@@ -94,17 +105,17 @@ def parse_forecasters(paths: Sequence[str], assignments: Sequence[str]) -> list[
     EvaluationError
         A path is no forecaster, two have one name, or an assignment fits none of them.
     """
-    classes: dict[str, type] = {}
+    specs: dict[str, ForecasterSpec] = {}
     for text in paths:
         name, separator, path = text.rpartition("=")
+        path, settings = SHORT_NAMES.get(path, (path, {}))
         cls = _locate(path)
         name = name if separator else forecaster_name(cls)
-        if name in classes:
+        if name in specs:
             raise EvaluationError(
                 f"two forecasters are named {name!r}; name one, as in --forecaster other={path}."
             )
-        classes[name] = cls
-    specs = {name: ForecasterSpec(name, cls) for name, cls in classes.items()}
+        specs[name] = ForecasterSpec(name, cls, dict(settings))
     for text in assignments:
         key, separator, value = text.partition("=")
         if not separator or not key:
@@ -155,7 +166,8 @@ def _locate(path: str) -> type:
     if not (isinstance(found, type) and issubclass(found, (Estimator, Predictor))):
         what = "there is no such class" if found is None else "not an Estimator or Predictor class"
         raise EvaluationError(
-            f"--forecaster {path!r}: {what}; give a path such as gluonts.torch.DLinearEstimator."
+            f"--forecaster {path!r}: {what}; give a path such as gluonts.torch.DLinearEstimator, "
+            f"or one of {', '.join(SHORT_NAMES)}."
         )
     return found
 

@@ -35,6 +35,10 @@ def source_files() -> Iterator[Path]:
         yield from sorted((base if base.is_dir() else ROOT / "moecast" / package).rglob("*.py"))
 
 
+def is_entry_point(module: str) -> bool:
+    return any(f"{module}.".startswith(f"{entry}.") for entry in ENTRY_POINTS)
+
+
 def module_name(path: Path) -> str:
     """`forecasters.moe.routers`, without the root package."""
     parts = list(path.relative_to(ROOT).with_suffix("").parts)
@@ -66,10 +70,10 @@ def violations(source: str, module: str, model_folders: set[str]) -> list[str]:
         target = ".".join(rest)
         allowed = True
         if root == "moecast":
-            allowed = module in ENTRY_POINTS or (bool(rest) and rest[0] in PROJECT[package])
+            allowed = is_entry_point(module) or (bool(rest) and rest[0] in PROJECT[package])
             allowed &= not _models_meet(module, target, model_folders)
-            if any(f"{target}.".startswith(f"{entry}.") for entry in ENTRY_POINTS):
-                allowed &= module in ENTRY_POINTS
+            if is_entry_point(target):
+                allowed &= is_entry_point(module)
         elif root in (*PACKAGES, "benchmarks", "notebooks", "tests"):
             allowed = False
         elif root == "ttnn":
@@ -85,8 +89,8 @@ def _models_meet(module: str, target: str, model_folders: set[str]) -> bool:
     """Whether a model, or what all models share, imports (another) model."""
     reached = {folder for folder in model_folders if f"{target}.".startswith(f"{folder}.")}
     own = {folder for folder in model_folders if module.startswith(f"{folder}.")}
-    public = {"forecasters.__init__", *ENTRY_POINTS}
-    return bool(reached - own) and module not in public
+    public = module == "forecasters.__init__" or is_entry_point(module)
+    return bool(reached - own) and not public
 
 
 def model_folders() -> set[str]:
@@ -100,7 +104,7 @@ def model_folders() -> set[str]:
 
 def test_the_source_is_found() -> None:
     modules = {module_name(path) for path in source_files()}
-    assert {"backends.torch", "distributions.names", "evaluation.cli"} <= modules
+    assert {"backends.torch", "distributions.names", "evaluation.cli.train"} <= modules
     assert "forecasters.mole" in model_folders()
 
 
@@ -133,6 +137,8 @@ def test_imports_follow_the_arrows(path: Path) -> None:
         ("evaluation.backtest", "from .cli import app", ["moecast.evaluation.cli.app"]),
         ("evaluation.backtest", "from . import cli", ["moecast.evaluation.cli"]),
         ("evaluation.cli", "from ..forecasters.mole import A\nfrom .backtest import b", []),
+        ("evaluation.cli.train", "from ...forecasters.mole import A\nfrom .console import b", []),
+        ("evaluation.report", "from .cli.console import say", ["moecast.evaluation.cli.console"]),
         ("evaluation.__main__", "from .cli import app", []),
         ("evaluation.metrics", "import distributions", ["distributions"]),
         ("evaluation.metrics", "from benchmarks import x", ["benchmarks.x"]),

@@ -76,7 +76,7 @@ def test_long_horizon_writes_a_row_per_horizon_and_forecaster(
     assert "**" in (tmp_path / "results.md").read_text()
 
 
-@pytest.mark.parametrize("format", ["monash", "m4", "frame", "jsonl", "long-horizon"])
+@pytest.mark.parametrize("format", ["monash", "m4", "long", "jsonl", "long-horizon"])
 def test_every_format_can_be_backtested(format: str, tmp_path: Path) -> None:
     path = tmp_path / f"data.{'jsonl' if format == 'jsonl' else 'csv'}"
     values = ",".join(map(str, range(1, 31)))
@@ -85,7 +85,7 @@ def test_every_format_can_be_backtested(format: str, tmp_path: Path) -> None:
     text = {
         "monash": f"series_name,start_timestamp,{header}\nT1,2024-01-01,{values}\n",
         "m4": f"V0,{header}\nD1,{values}\n",
-        "frame": "when,y,who\n" + "".join(f"{day},{n},a\n" for n, day in enumerate(dates)),
+        "long": "when,y,who\n" + "".join(f"{day},{n},a\n" for n, day in enumerate(dates)),
         "jsonl": f'{{"start": "2024-01-01", "target": [{values}]}}\n',
         "long-horizon": "when,y\n" + "".join(f"{day},{n}\n" for n, day in enumerate(dates)),
     }
@@ -93,9 +93,9 @@ def test_every_format_can_be_backtested(format: str, tmp_path: Path) -> None:
     options: list[object] = ["--format", format, "--prediction-length", 2, "--windows", 1]
     if format in ("monash", "m4", "jsonl"):
         options += ["--freq", "D"]
-    if format in ("frame", "long-horizon"):
+    if format in ("long", "long-horizon"):
         options += ["--timestamp", "when"]
-    if format == "frame":
+    if format == "long":
         options += ["--target", "y", "--item-id", "who"]
     out = tmp_path / "out"
     code, _, stderr = run("backtest", "--data", path, *options, "--forecaster", NAIVE, "--out", out)
@@ -191,7 +191,7 @@ def test_a_repeated_class_can_be_named_apart() -> None:
 
 def test_walmart_with_covariates(shared_file: Callable[[str], Path], tmp_path: Path) -> None:
     code, _, stderr = run(
-        "backtest", "--data", shared_file("walmart_sales_weekly.csv"), "--format", "frame",
+        "backtest", "--data", shared_file("walmart_sales_weekly.csv"), "--format", "long",
         "--timestamp", "Date", "--target", "Weekly_Sales", "--item-id", "id",
         "--feat-dynamic-real", "Temperature", "--feat-static-cat", "Type",
         "--prediction-length", 4, "--windows", 2, "--forecaster", NAIVE,
