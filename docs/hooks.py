@@ -13,6 +13,7 @@ PAGES = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "CONTRIBUTING.md",
     "CHANGELOG.md": "CHANGELOG.md",
+    "examples/README.md": "examples/README.md",
 }
 
 
@@ -39,6 +40,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Let links out of docs/ lead to where those pages are on the site."""
-    return markdown.replace("](../README.md", "](index.md").replace(
-        "](../notebooks/", "](notebooks/"
-    )
+    return re.sub(r"\]\(\.\./((?:notebooks|examples)/|README)", _on_site, markdown)
+
+
+def _on_site(link: "re.Match[str]") -> str:
+    return "](index" if link[1] == "README" else f"]({link[1]}"

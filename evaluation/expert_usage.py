@@ -1,7 +1,8 @@
 """Which expert is heard when: usage over the windows of a data set, by time of day and series.
 
-Works with any predictor that has an attribute `expert_usage` with `weight_share` and
-`chosen_share`, shares by router, of its last `predict`, as the predictors of moecast do.
+Works with any predictor that has `reports_routing`, by which each forecast's `info` tells its
+"expert_weights", and `expert_usage` with the `chosen_share` of its last `predict`, as the
+predictors of moecast do.
 """
 
 from __future__ import annotations
@@ -92,14 +93,14 @@ def _cut(entry: Entry, end: int, prediction_length: int) -> Window:
 
 @dataclass(frozen=True, eq=False)
 class WindowUsage:
-    """How much each expert was heard in each window, by router.
+    """How much each expert was heard, by router.
 
     Parameters
     ----------
     weight_share
         Mean share of each expert in the mixtures of a window's tokens [W, E]; rows sum to 1.
     chosen_share
-        Share of the window's tokens that chose each expert [W, E].
+        Share of the tokens of all windows that chose each expert [E].
     """
 
     weight_share: Mapping[str, np.ndarray]
@@ -107,7 +108,7 @@ class WindowUsage:
 
 
 def window_usage(predictor: Any, windows: Iterable[Window]) -> WindowUsage:
-    """Forecast each window alone, and keep what the predictor says of its experts.
+    """Forecast the windows, and keep what the forecasts say of the predictor's experts.
 
     Raises
     ------
@@ -115,18 +116,19 @@ def window_usage(predictor: Any, windows: Iterable[Window]) -> WindowUsage:
         The predictor has no experts.
     """
     weights: dict[str, list[np.ndarray]] = {}
-    chosen: dict[str, list[np.ndarray]] = {}
-    for window in windows:
-        for _ in predictor.predict([window.entry], num_samples=1):
-            pass
-        for router, share in predictor.expert_usage.weight_share.items():
-            weights.setdefault(router, []).append(share)
-            chosen.setdefault(router, []).append(predictor.expert_usage.chosen_share[router])
+    before, predictor.reports_routing = predictor.reports_routing, True
+    try:
+        entries = (window.entry for window in windows)
+        for forecast in predictor.predict(entries, num_samples=1):
+            for router, share in ((forecast.info or {}).get("expert_weights") or {}).items():
+                weights.setdefault(router, []).append(share)
+    finally:
+        predictor.reports_routing = before
     if not weights:
         raise EvaluationError("the model has no experts to look at; take one with several.")
     return WindowUsage(
         {router: np.stack(shares) for router, shares in weights.items()},
-        {router: np.stack(shares) for router, shares in chosen.items()},
+        predictor.expert_usage.chosen_share,
     )
 
 
@@ -145,7 +147,8 @@ def expert_shares(usage: WindowUsage, windows: Sequence[Window], by: str = "all"
     -------
     pandas.DataFrame
         A row per group, router and expert: by, group, windows (how many the group has), router,
-        expert (from 0), weight_share and chosen_share (means over the windows).
+        expert (from 0), weight_share (its mean over the windows) and, over all windows,
+        chosen_share.
 
     Raises
     ------
@@ -166,13 +169,11 @@ def expert_shares(usage: WindowUsage, windows: Sequence[Window], by: str = "all"
     for group in sorted(groups, key=order.index):
         members = groups[group]
         for router, shares in usage.weight_share.items():
-            weight = shares[members].mean(axis=0)
-            chosen = usage.chosen_share[router][members].mean(axis=0)
-            for expert in range(len(weight)):
-                numbers = float(weight[expert]), float(chosen[expert])
-                rows.append((by, group, len(members), router, expert, *numbers))
+            for expert, weight in enumerate(shares[members].mean(axis=0).tolist()):
+                row = (by, group, len(members), router, expert, weight)
+                rows.append((*row, usage.chosen_share[router][expert]) if by == "all" else row)
     names = ["by", "group", "windows", "router", "expert", "weight_share", "chosen_share"]
-    return pd.DataFrame(rows, columns=names)
+    return pd.DataFrame(rows, columns=names if by == "all" else names[:-1])
 
 
 def specialisation(shares: pd.DataFrame) -> pd.DataFrame:

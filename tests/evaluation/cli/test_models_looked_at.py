@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Iterator
+from typing import Any, Iterable, Iterator
 
 import numpy as np
 import pandas as pd
@@ -128,14 +128,14 @@ def test_models_of_different_horizons_are_not_compared(
 class HourPredictor:
     """Hears expert 0 in forecasts that begin at an even hour, expert 1 at odd ones."""
 
-    def predict(self, dataset: list[dict], num_samples: int) -> Iterator[None]:
-        (entry,) = dataset
-        odd = (entry["start"] + len(entry["target"])).hour % 2
-        weights = np.array([1.0 - odd, odd])
-        self.expert_usage = SimpleNamespace(
-            weight_share={"layer": weights}, chosen_share={"layer": weights}
-        )
-        yield None
+    reports_routing = False
+    expert_usage = SimpleNamespace(chosen_share={"layer": np.array([0.5, 0.5])})
+
+    def predict(self, dataset: Iterable[dict], num_samples: int) -> Iterator[SimpleNamespace]:
+        assert self.reports_routing
+        for entry in dataset:
+            odd = (entry["start"] + len(entry["target"])).hour % 2
+            yield SimpleNamespace(info={"expert_weights": {"layer": np.array([1.0 - odd, odd])}})
 
 
 def test_specialisation_finds_what_the_experts_follow() -> None:
@@ -144,7 +144,9 @@ def test_specialisation_finds_what_the_experts_follow() -> None:
     )
     windows = draw_windows(entries, 6, 12, count=10_000)
     assert len(windows) == 2 * (240 - 6 - 12 + 1)
-    usage = window_usage(HourPredictor(), windows)
+    predictor = HourPredictor()
+    usage = window_usage(predictor, windows)
+    assert not predictor.reports_routing
     by_hour = expert_shares(usage, windows, "hour")
     assert by_hour["group"].unique().tolist() == list(range(24))
     share = by_hour[by_hour["expert"] == 1].set_index("group")["weight_share"]
