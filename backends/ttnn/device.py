@@ -2,9 +2,9 @@
 
 import atexit
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
-from typing import Any, Callable, Dict, Hashable, Iterator, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, Hashable, Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -104,11 +104,10 @@ class Device:
         except (RuntimeError, OSError) as error:
             if isinstance(error, DeviceError):
                 raise
-            lines = [line.strip() for line in str(error).split("\n")]
-            reason = next((line for line in lines if line and "TT_" not in line), lines[0])
-            self.close()
+            with suppress(RuntimeError):
+                self.close()
             raise DeviceError(
-                f"{self.name} {what} ({reason[:200]}): predictor.to_backend('torch') goes on "
+                f"{self.name} {what} ({_reason(error)}): predictor.to_backend('torch') goes on "
                 "without it"
             ) from error
 
@@ -136,11 +135,17 @@ class Device:
 
         return self.weights.get(sources, purpose, uploaded).tensors
 
-    def constant(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """A tensor that depends on shapes alone, made once."""
+    def constant(self, value: float, shape: Tuple[int, ...]) -> Any:
+        """A bfloat16 tensor of one number, row by row, uploaded once."""
+        ttnn, key = self._ttnn, (value, shape)
         if key not in self._constants:
             self._forget_traces()
-            self._constants[key] = make()
+            self._constants[key] = ttnn.from_torch(
+                torch.full(shape, value),
+                dtype=ttnn.bfloat16,
+                layout=ttnn.ROW_MAJOR_LAYOUT,
+                device=self._handle,
+            )
         return self._constants[key]
 
     def run(
@@ -185,6 +190,16 @@ class Device:
                 ttnn.execute_trace(self._handle, trace.id, cq_id=0, blocking=False)
                 result = ttnn.to_torch(trace.output)
         return result.float()
+
+    @contextmanager
+    def without_traces(self) -> Iterator[None]:
+        """Start every program one by one inside."""
+        records, self._records = self._records, False
+        self._forget_traces()
+        try:
+            yield
+        finally:
+            self._records = records
 
     def _record(self, program: Callable[[Any], Any], given: Any) -> _Trace:
         ttnn = self._ttnn
@@ -233,6 +248,14 @@ def the_device() -> Device:
     if _device is None:
         _device = Device()
     return _device
+
+
+def _reason(error: Exception) -> str:
+    """What a C++ exception says, without where and how it came about."""
+    text, _, _ = str(error).partition("backtrace:")
+    place, _, info = text.partition("info:")
+    lines = (info or place).strip().splitlines()
+    return lines[0].strip().rstrip(".")[:200] if lines else type(error).__name__
 
 
 def whole_tiles(size: int) -> int:

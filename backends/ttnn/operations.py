@@ -199,13 +199,15 @@ class Operations:
         """The largest ``top_k`` scores in their places, 0 elsewhere."""
         if top_k == num_experts:
             return scores
-        values, places = ttnn.topk(scores, top_k, dim=-1)
+        places = ttnn.topk(scores, top_k, dim=-1)[1]
         shape = tuple(scores.shape)
-        zeros = self.device.constant(
-            ("zeros", shape, self.numbers.activations),
-            lambda: self.device.upload(torch.zeros(shape), self.numbers.activations),
+        zeros = self.device.constant(0.0, shape)
+        ones = self.device.constant(1.0, (*shape[:-1], top_k))
+        # Ones instead of the scores, because float32 cannot be scattered.
+        mask = ttnn.to_layout(ttnn.scatter(zeros, -1, places, ones), ttnn.TILE_LAYOUT)
+        chosen = ttnn.multiply(
+            scores, self._as_activations(mask), memory_config=ttnn.L1_MEMORY_CONFIG
         )
-        chosen = ttnn.scatter(zeros, -1, places, values)
         if not normalised:
             return chosen
         total = ttnn.sum(
