@@ -146,9 +146,7 @@ class Operations:
         weighted = ttnn.multiply(hidden, spread, memory_config=memory)
         return self._linear(weighted, experts["contract"], ttnn.L1_MEMORY_CONFIG)
 
-    def linear_mixture(
-        self, x: Any, prepared: Dict[str, Any], num_experts: int, top_k: int
-    ) -> Any:
+    def linear_mixture(self, x: Any, prepared: Dict[str, Any], num_experts: int, top_k: int) -> Any:
         """``[1, G, T, outputs | scores | weights]``, or the outputs alone of a single expert."""
         memory = self._memory(x, prepared["experts"], inner=True)
         parts = [x] * num_experts
@@ -213,9 +211,7 @@ class Operations:
         total = ttnn.sum(
             chosen, dim=-1, keepdim=True, compute_kernel_config=self.device.kernel_config
         )
-        return ttnn.multiply(
-            chosen, ttnn.reciprocal(total), memory_config=ttnn.L1_MEMORY_CONFIG
-        )
+        return ttnn.multiply(chosen, ttnn.reciprocal(total), memory_config=ttnn.L1_MEMORY_CONFIG)
 
     def _join(self, outputs: Any, scores: Any, weights: Any) -> Any:
         """One tensor, so that one download brings all."""
@@ -252,9 +248,7 @@ class Operations:
     def _as_activations(self, x: Any) -> Any:
         if x.dtype == self.numbers.activations:
             return x
-        return ttnn.typecast(
-            x, self.numbers.activations, memory_config=ttnn.L1_MEMORY_CONFIG
-        )
+        return ttnn.typecast(x, self.numbers.activations, memory_config=ttnn.L1_MEMORY_CONFIG)
 
     def _weights(self, matrix: Tensor) -> Any:
         return self.device.upload(_four(matrix), self.numbers.weights)

@@ -8,9 +8,7 @@ from .experts import GatedExperts
 from .routers import Router, Routing
 
 
-def routed_experts(
-    x_TI: Tensor, router: Router, experts: GatedExperts
-) -> Tuple[Tensor, Routing]:
+def routed_experts(x_TI: Tensor, router: Router, experts: GatedExperts) -> Tuple[Tensor, Routing]:
     """Send tokens through the experts that a router chooses.
 
     Parameters

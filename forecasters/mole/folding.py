@@ -141,9 +141,7 @@ def fold_experts(
     return LinearMixture(None, None, direct, hidden, contract)
 
 
-def fold_router(
-    router: MLPRouter, mixture: LinearMixture, columns: List[int]
-) -> LinearMixture:
+def fold_router(router: MLPRouter, mixture: LinearMixture, columns: List[int]) -> LinearMixture:
     """Let a router read the experts' input, and experts what only the router reads.
 
     Parameters

@@ -9,7 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moecast.backends import BACKEND_NAMES, TorchBackend, get_backend
+from moecast.backends import (
+    BACKEND_NAMES,
+    BackendUnavailableError,
+    TorchBackend,
+    get_backend,
+)
 from torch import Tensor
 
 BACKEND = TorchBackend()
@@ -106,8 +111,12 @@ def test_route_gives_a_masked_expert_no_weight() -> None:
 
 
 @pytest.mark.parametrize("name", BACKEND_NAMES)
-def test_every_listed_backend_can_be_had(name: str) -> None:
-    assert get_backend(name).name in BACKEND_NAMES
+def test_every_listed_backend_can_be_had_or_says_what_is_missing(name: str) -> None:
+    try:
+        assert get_backend(name).name in BACKEND_NAMES
+    except BackendUnavailableError as error:
+        assert name == "ttnn"
+        assert "cannot be had" in str(error)
 
 
 @pytest.mark.parametrize(
