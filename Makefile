@@ -31,7 +31,7 @@ test-ttnn: $(TTNN_VENV)/.moecast  ## the tests that need ttnn: docs/backends.md
 	@test -n "$$TT_METAL_SIMULATOR" || test -e /dev/tenstorrent || echo "A mock Blackhole: operations are validated and compiled, no numbers are compared"
 	@if [ -z "$$TT_METAL_SIMULATOR$$TT_METAL_MOCK_CLUSTER_DESC_PATH" ] && [ ! -e /dev/tenstorrent ]; then \
 		export TT_METAL_MOCK_CLUSTER_DESC_PATH=$(abspath $(dir $(TTNN_SETUP)))/blackhole_p150.yaml; fi; \
-	$(TTNN_VENV)/bin/python -m pytest -m ttnn -s tests/backends/ttnn
+	$(TTNN_VENV)/bin/python -m pytest -q -m ttnn -s tests/backends/ttnn
 
 # A virtual environment for Python 3.10 or 3.12; moecast's own constraints hold where ttnn allows.
 $(TTNN_VENV)/.moecast: setup.cfg

@@ -97,7 +97,7 @@ class Operations:
     def upload_mixture(self, mixture: LinearMixture) -> Dict[str, Any]:
         """A network of linear experts, each group's in one matrix."""
         direct = mixture.direct_GEFO
-        groups, num_experts, features, outputs = direct.shape
+        num_experts, features, outputs = direct.shape[1:]
         rows, columns = whole_tiles(features), whole_tiles(outputs)
         stacked = [_pad(direct, rows, columns).flatten(1, 2)]
         prepared: Dict[str, Any] = {}

@@ -9,12 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moecast.backends import (
-    BACKEND_NAMES,
-    BackendUnavailableError,
-    TorchBackend,
-    get_backend,
-)
+from moecast.backends import BACKEND_NAMES, TorchBackend, get_backend
+from moecast.backends.ttnn import what_is_missing
 from torch import Tensor
 
 BACKEND = TorchBackend()
@@ -111,12 +107,10 @@ def test_route_gives_a_masked_expert_no_weight() -> None:
 
 
 @pytest.mark.parametrize("name", BACKEND_NAMES)
-def test_every_listed_backend_can_be_had_or_says_what_is_missing(name: str) -> None:
-    try:
-        assert get_backend(name).name in BACKEND_NAMES
-    except BackendUnavailableError as error:
-        assert name == "ttnn"
-        assert "cannot be had" in str(error)
+def test_every_listed_backend_can_be_had(name: str) -> None:
+    if name == "ttnn" and what_is_missing():
+        pytest.skip("this machine has no ttnn: tests/backends/ttnn says what it is told then")
+    assert get_backend(name).name in BACKEND_NAMES
 
 
 @pytest.mark.parametrize(

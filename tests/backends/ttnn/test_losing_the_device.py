@@ -32,28 +32,13 @@ def test_a_prediction_without_its_device_names_it_and_torch_goes_on() -> None:
     assert "\n" not in str(caught.value)
     assert not lost.is_open
     assert len(list(predictor.to_backend("torch").predict(dataset))) == len(dataset)
-    # Another use opens it again.
-    assert len(list(predictor.to_backend("ttnn").predict(dataset))) == len(dataset)
-
-
-def test_a_device_that_cannot_be_opened_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    import ttnn
-    from moecast.backends.ttnn import device
-
-    def busy(**_: object) -> None:
-        raise RuntimeError("TT_THROW @ cluster.cpp:1\ninfo:\nheld by process 1\nbacktrace:\n ---")
-
-    device.the_device().close()
-    monkeypatch.setattr(ttnn, "open_device", busy)
-    with pytest.raises(DeviceError, match=r"could not be opened \(held by process 1\)"):
-        device.the_device()
 
 
 def test_an_error_of_the_library_is_one_sentence() -> None:
     from moecast.backends.ttnn.device import the_device
 
     with torch.no_grad():
-        TtnnBackend().routed_ffn(*layer("linear"))
+        TtnnBackend().routed_ffn(*layer("linear"))  # Opens the device, also if it was lost.
     device = the_device()
     with (
         pytest.raises(DeviceError, match="broke down") as caught,
@@ -66,3 +51,17 @@ def test_an_error_of_the_library_is_one_sentence() -> None:
     assert device.name in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not device.is_open
+
+
+def test_a_device_that_cannot_be_opened_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ttnn
+    from moecast.backends.ttnn import device
+
+    def busy(**_: object) -> None:
+        raise RuntimeError("TT_THROW @ cluster.cpp:1\ninfo:\nheld by process 1\nbacktrace:\n ---")
+
+    if device._device is not None:
+        device._device.close()
+    monkeypatch.setattr(ttnn, "open_device", busy)
+    with pytest.raises(DeviceError, match=r"could not be opened \(held by process 1\)"):
+        device.the_device()

@@ -65,6 +65,19 @@ def test_a_token_that_is_not_a_number_stays_alone() -> None:
     torch.testing.assert_close(found.y_TO[others], expected.y_TO[others])
 
 
+def test_later_batches_are_as_exact_as_the_first() -> None:
+    """Of two layers in turn, where commands are replayed the third batch of each is the first."""
+    needs_numbers()
+    layers = [layer(kind) for kind in ("linear", "distance")]
+    backend = TtnnBackend()
+    for batch in range(4):
+        for case in layers if batch else layers[:1]:
+            moved = case._replace(x=case.x.roll(batch, dims=0))
+            found = routed(backend, moved)
+            expected = routed(TORCH, moved)
+            check_mixed(found, expected, f"batch {batch}")
+
+
 def test_changed_weights_are_uploaded_again() -> None:
     case = layer("linear")
     backend = TtnnBackend()
