@@ -62,7 +62,7 @@ def main() -> None:
         numbers = layers, counts.programs, counts.uploads, counts.downloads
         table.add_row(name, *map(str, numbers))
     device = find_device()
-    console = Console()
+    console = Console(width=90)
     console.print(f"One forward of {BATCH} series on a {device.kind if device else 'lost'} device")
     console.print(table)
 

@@ -78,7 +78,7 @@ class ForecastNetwork(nn.Module):
         """Compute routers and experts with this backend from now on."""
         for module in self.modules():
             if hasattr(module, "backend"):
-                module.backend = backend
+                setattr(module, "backend", backend)  # noqa: B010, typed as any attribute
 
     @property
     def window(self) -> WindowConfig:

@@ -1,7 +1,7 @@
 """The backend's functions: from torch's tensors to the device and back."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Callable, Dict, Hashable
 
 import torch
 from torch import Tensor
@@ -127,14 +127,14 @@ class TtnnBackend(TorchBackend):
 
     def _prepare_experts(
         self, operations: "Operations", expand_EIF: Tensor, contract_EFO: Tensor
-    ) -> dict:
+    ) -> Dict[str, Any]:
         return operations.device.prepare(
             [expand_EIF, contract_EFO],
             self.precision,
             lambda: operations.upload_experts(expand_EIF, contract_EFO),
         )
 
-    def _run(self, program, key, values: Tensor) -> Tensor:
+    def _run(self, program: Callable[[Any], Any], key: Hashable, values: Tensor) -> Tensor:
         """The device's answer for tokens, which are padded to a power of two."""
         operations = self._operations()
         rows = values.shape[-2]
