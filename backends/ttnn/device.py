@@ -16,6 +16,8 @@ from .weights import WeightCache
 TILE = 32
 
 _TRACE_BYTES = 16 << 20
+# What an upload may take of the cores' own memory.
+_L1_BYTES = 16 << 20
 
 
 class Prepared(NamedTuple):
@@ -177,7 +179,12 @@ class Device:
             key = (key, tuple(values.shape))
             trace = self._seen.get(key)
             if trace is None:
-                given = ttnn.to_device(host, self._handle, memory_config=ttnn.L1_MEMORY_CONFIG)
+                memory = (
+                    ttnn.L1_MEMORY_CONFIG
+                    if values.numel() * values.element_size() <= _L1_BYTES
+                    else ttnn.DRAM_MEMORY_CONFIG
+                )
+                given = ttnn.to_device(host, self._handle, memory_config=memory)
                 output = program(given)
                 result = ttnn.to_torch(output)
                 if self._records and key in self._seen:

@@ -144,7 +144,7 @@ class Operations:
         # Weighting what the last product reads leaves one sum over all experts and features.
         spread = self._linear(weights, experts["spread"], memory)
         weighted = ttnn.multiply(hidden, spread, memory_config=memory)
-        return self._linear(weighted, experts["contract"], ttnn.L1_MEMORY_CONFIG)
+        return self._linear(weighted, experts["contract"], memory)
 
     def linear_mixture(self, x: Any, prepared: Dict[str, Any], num_experts: int, top_k: int) -> Any:
         """``[1, G, T, outputs | scores | weights]``, or the outputs alone of a single expert."""
@@ -154,7 +154,7 @@ class Operations:
             parts.append(self._linear(x, prepared["hidden"], memory, activation="relu"))
         inputs = ttnn.concat(parts, dim=-1, memory_config=memory) if len(parts) > 1 else x
         if "router_hidden" not in prepared:
-            return self._linear(inputs, prepared["experts"], ttnn.L1_MEMORY_CONFIG)
+            return self._linear(inputs, prepared["experts"], memory)
         l1 = ttnn.L1_MEMORY_CONFIG
         hidden = self._linear(x, prepared["router_hidden"], l1, activation="relu")
         logits = self._linear(hidden, prepared["router_output"], l1, dtype=ttnn.float32)
@@ -162,7 +162,7 @@ class Operations:
         weights = self._chosen(scores, num_experts, top_k, normalised=True)
         spread = self._linear(weights, prepared["spread"], memory)
         weighted = ttnn.multiply(inputs, spread, memory_config=memory)
-        mixed = self._linear(weighted, prepared["experts"], l1)
+        mixed = self._linear(weighted, prepared["experts"], memory)
         return self._join(mixed, scores, weights)
 
     def _logits(self, x: Any, router: Dict[str, Any], scoring: Scoring) -> Any:
