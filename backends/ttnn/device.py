@@ -198,6 +198,11 @@ class Device:
                 result = ttnn.to_torch(trace.output)
         return result.float()
 
+    @property
+    def num_traces(self) -> Optional[int]:
+        """How many programs are replayed by now; ``None`` if this device replays none."""
+        return sum(trace is not None for trace in self._seen.values()) if self._records else None
+
     @contextmanager
     def without_traces(self) -> Iterator[None]:
         """Start every program one by one inside."""

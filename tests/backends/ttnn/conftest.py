@@ -10,13 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from moecast.backends.ttnn import find_device, what_is_missing
+from moecast.backends.ttnn import what_is_missing
 
-# Tests are no package; this is where they find model_cases and cases.
+# Tests are no package; this is where they find model_cases and ttnn_cases.
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "forecasters")]
 
 MISSING = what_is_missing()
-DEVICE = find_device()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,11 +24,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("ttnn"):
             item.add_marker(pytest.mark.skip(reason=f"make test-ttnn runs this: {MISSING}"))
-
-
-def pytest_report_header() -> str:
-    if MISSING is not None or DEVICE is None:
-        return f"ttnn: not run, {MISSING}"
-    if DEVICE.kind == "mock":
-        return "ttnn: a mock device, operations are compiled only and no numbers are compared"
-    return f"ttnn: numbers are compared on {DEVICE.name}"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import layer
 from model_cases import mole, series, untrained
 from moecast.backends import DeviceError
 from moecast.backends.ttnn import TtnnBackend, find_device
+from ttnn_cases import layer
 
 pytestmark = pytest.mark.ttnn
 

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from cases import IS_MOCK, correlation, needs_numbers, relative_error
 from model_cases import Factory, autoformer, moirai_moe, mole, untrained
 from moecast.backends.ttnn.counting import counted
 from moecast.forecasters import MoEPredictor
+from ttnn_cases import IS_MOCK, correlation, needs_numbers, relative_error
 
 pytestmark = pytest.mark.ttnn
 

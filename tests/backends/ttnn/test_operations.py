@@ -6,9 +6,9 @@ from typing import Iterator
 
 import pytest
 import torch
-from cases import Layer, check_close, check_mixed, layer, needs_numbers
 from moecast.backends import Mixed, TorchBackend
 from moecast.backends.ttnn import PRECISIONS, TtnnBackend
+from ttnn_cases import Layer, check_close, check_mixed, layer, needs_numbers
 
 pytestmark = pytest.mark.ttnn
 TORCH = TorchBackend()
@@ -67,6 +67,8 @@ def test_a_token_that_is_not_a_number_stays_alone() -> None:
 
 def test_later_batches_are_as_exact_as_the_first() -> None:
     """Of two layers in turn, where commands are replayed the third batch of each is the first."""
+    from moecast.backends.ttnn.device import the_device
+
     needs_numbers()
     layers = [layer(kind) for kind in ("linear", "distance")]
     backend = TtnnBackend()
@@ -76,6 +78,7 @@ def test_later_batches_are_as_exact_as_the_first() -> None:
             found = routed(backend, moved)
             expected = routed(TORCH, moved)
             check_mixed(found, expected, f"batch {batch}")
+    assert the_device().num_traces in (None, len(layers))
 
 
 def test_changed_weights_are_uploaded_again() -> None:
