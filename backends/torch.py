@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .problems import LinearMixture, Mixed, Scoring
+
 # Rows of zeros, in multiples of the rows there are, that one batched product is worth on CUDA.
 _MOST_PADDING = 4
 
@@ -27,6 +29,7 @@ class TorchBackend:
     """The implementation that every other backend is tested against; see ``Backend``."""
 
     name = "torch"
+    folds = False
 
     def route(self, logits_TE: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
         if top_k == logits_TE.shape[-1]:
@@ -78,6 +81,37 @@ class TorchBackend:
         outputs = grouped_linear(F.silu(gate) * up, contract_EFO, counts)
         outputs_TKO = outputs[position].unflatten(0, (-1, top_k))
         return torch.bmm(weights_TK.unsqueeze(1), outputs_TKO).squeeze(1)
+
+    def routed_ffn(
+        self,
+        x_TI: Tensor,
+        scoring: Scoring,
+        top_k: int,
+        expand_EIF: Tensor,
+        contract_EFO: Tensor,
+    ) -> Mixed:
+        logits_TE = scoring.logits(x_TI)
+        scores_TE = logits_TE.softmax(dim=-1)
+        weights_TK, ids_TK = self.route(logits_TE, top_k)
+        if scoring.weighted_by_score:
+            weights_TK = scores_TE.gather(-1, ids_TK)
+        y_TO = self.gated_ffn(x_TI, weights_TK, ids_TK, expand_EIF, contract_EFO)
+        return Mixed(y_TO, weights_TK, ids_TK, scores_TE)
+
+    def linear_mixture(self, x_GTF: Tensor, mixture: LinearMixture, top_k: int) -> Mixed:
+        x_G1TF = x_GTF.unsqueeze(1)
+        y_GETO = x_G1TF @ mixture.direct_GEFO
+        if mixture.hidden_GEFH is not None and mixture.contract_GEHO is not None:
+            y_GETO = y_GETO + F.relu(x_G1TF @ mixture.hidden_GEFH) @ mixture.contract_GEHO
+        if mixture.router_hidden_GFR is None or mixture.router_output_GRE is None:
+            ones = x_GTF.new_ones(*x_GTF.shape[:2], 1)
+            return Mixed(y_GETO.squeeze(1), ones, torch.zeros_like(ones, dtype=torch.long), ones)
+        logits_GTE = F.relu(x_GTF @ mixture.router_hidden_GFR) @ mixture.router_output_GRE
+        scores_GTE = logits_GTE.softmax(dim=-1)
+        weights_GTK, ids_GTK = self.route(logits_GTE, top_k)
+        weights_GTE = torch.zeros_like(scores_GTE).scatter(-1, ids_GTK, weights_GTK)
+        y_GTO = torch.einsum("geto,gte->gto", y_GETO, weights_GTE)
+        return Mixed(y_GTO, weights_GTK, ids_GTK, scores_GTE)
 
     @staticmethod
     def _one_input_each(x: Tensor, weight_EIO: Tensor) -> Tensor:

@@ -160,7 +160,8 @@ class MoEEstimator(PyTorchLightningEstimator):
         Makes training reproducible whatever the state of the global generators; ``None`` lets
         ``torch.manual_seed`` decide.
     backend
-        Computes routers and experts; see :func:`moecast.backends.get_backend`.
+        Computes routers and experts of forecasts; see :func:`moecast.backends.get_backend`.
+        Training is torch's.
 
     Raises
     ------
@@ -261,7 +262,7 @@ class MoEEstimator(PyTorchLightningEstimator):
         self.validation_sampler = validation_sampler
         self.max_dataset_bytes = max_dataset_bytes or int(_SHARE_OF_MEMORY * _memory_in_bytes())
         self.seed = seed
-        get_backend(backend)  # Refuses an unknown name.
+        get_backend(backend)  # Refuses what is unknown, and what cannot be had.
         self.backend = backend
 
     @classmethod

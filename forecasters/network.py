@@ -10,6 +10,7 @@ from gluonts.model import Input, InputSpec
 from gluonts.torch.distributions import Output
 from torch import Tensor, nn
 
+from ..backends import Backend, TorchBackend
 from ..distributions import ParameterHead, scaling_for, window_loss
 from .features import WindowFeatures
 from .fields import (
@@ -46,6 +47,8 @@ class NetworkOutput(NamedTuple):
 class ForecastNetwork(nn.Module):
     """Base of the networks: a subclass says how inputs become a :class:`NetworkOutput`.
 
+    A network trains with torch; a predictor tells it what to forecast with.
+
     Parameters
     ----------
     config
@@ -61,6 +64,7 @@ class ForecastNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.config: Any = config
+        self.backend: Backend = TorchBackend()
         self.reads_time_features = reads_time_features
         self.forecasts_lead_time = forecasts_lead_time
         self.scaler = WindowScaler(config.scaling)
@@ -69,6 +73,12 @@ class ForecastNetwork(nn.Module):
 
     def __getnewargs_ex__(self) -> Tuple[Tuple[()], Dict[str, Any]]:
         return (), {"config": self.config}
+
+    def use_backend(self, backend: Backend) -> None:
+        """Compute routers and experts with this backend from now on."""
+        for module in self.modules():
+            if hasattr(module, "backend"):
+                setattr(module, "backend", backend)  # noqa: B010, typed as any attribute
 
     @property
     def window(self) -> WindowConfig:

@@ -1,5 +1,6 @@
 """What every predictor shares: batches, patch sizes, forecasts, saving and loading."""
 
+import logging
 from pathlib import Path
 from typing import (
     Any,
@@ -28,6 +29,7 @@ from gluonts.torch.model.predictor import PyTorchPredictor
 from gluonts.transform import Identity
 from torch import Tensor, nn
 
+from ..backends import BackendUnavailableError, get_backend
 from .calibration import Calibration
 from .forecast import BatchDistribution, BatchedDistributionForecast
 from .moe import ExpertUsage, Routing, window_shares
@@ -36,11 +38,17 @@ from .patching import best_patch_sizes
 from .serialization import ModelFolder
 from .series import Batch, SeriesArrays, history_ends
 
+logger = logging.getLogger(__name__)
+
 P = TypeVar("P", bound="MoEPredictor")
 
 
 class MoEPredictor(PyTorchPredictor):
     """Forecasts with a trained network, a batch of series at a time.
+
+    Routers and experts are computed by the backend that the network's settings name. Where that
+    is one that this machine lacks, as a predictor saved elsewhere may say, it is torch, and a
+    warning says so.
 
     Parameters
     ----------
@@ -92,6 +100,37 @@ class MoEPredictor(PyTorchPredictor):
         self.expert_usage = ExpertUsage()
         self.reports_routing = False
         self._window_shares: List[Dict[str, Tensor]] = []
+        try:
+            self.to_backend(network.config.backend)
+        except BackendUnavailableError as error:
+            logger.warning("%s; routers and experts are computed by torch", error)
+
+    def to_backend(self: P, backend: str, precision: Optional[str] = None) -> P:
+        """Compute routers and experts elsewhere from now on; what is saved does not change.
+
+        Parameters
+        ----------
+        backend, precision
+            As for :func:`moecast.backends.get_backend`. With ``"ttnn"`` all else is computed on
+            the CPU.
+
+        Returns
+        -------
+        MoEPredictor
+            This one.
+
+        Raises
+        ------
+        ValueError
+            If there is no such backend or precision.
+        BackendUnavailableError
+            If it cannot be had on this machine.
+        """
+        found = get_backend(backend, precision)
+        if found.name == "ttnn":
+            self.to("cpu")
+        self.network.use_backend(found)
+        return self
 
     @property
     def calibration(self) -> Optional[Calibration]:
@@ -325,7 +364,8 @@ class MoEPredictor(PyTorchPredictor):
         predictor = folder.read_predictor(cls)
         folder.load_weights(predictor.network)
         predictor.network.eval()
-        predictor.to(device or "auto")
+        if device is not None or predictor.network.backend.name != "ttnn":
+            predictor.to(device or "auto")
         return predictor
 
 

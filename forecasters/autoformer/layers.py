@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...backends import Backend
-from ..moe import GatedExperts, LinearRouter, Routing
+from ..moe import GatedExperts, LinearRouter, Routing, routed_experts
 from .circular import circular_convolution, circular_correlation
 from .config import AutoformerConfig
 
@@ -140,8 +140,9 @@ class MixtureFeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tuple[Tensor, Optional[Routing]]:
         """``[B, T, D]``, and what the router decided, if there is one."""
-        routing = None if self.router is None else self.router(x_BTD)
-        return self.experts(x_BTD, routing), routing
+        if self.router is None:
+            return self.experts(x_BTD), None
+        return routed_experts(x_BTD, self.router, self.experts)
 
 
 class SequenceDropout(nn.Module):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...backends import Backend, get_backend
+from ...backends import Backend
 from ..fields import FEAT_DYNAMIC_REAL, PAST_FEAT_DYNAMIC_REAL
 from ..frequencies import time_features
 from ..moe import Routing
@@ -182,7 +182,7 @@ class AutoformerNetwork(ForecastNetwork):
             config, reads_time_features=num_time_features > 0, forecasts_lead_time=True
         )
         window, width = config.window, config.d_model
-        backend = get_backend(config.backend)
+        backend = self.backend
         channels, parameters = window.target_dim, self.parameter_head.in_features
         decoded = 2 * channels + window.num_feat_dynamic_real
         encoded = decoded + window.num_past_feat_dynamic_real

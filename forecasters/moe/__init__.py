@@ -2,6 +2,7 @@
 
 from .balance import ExpertUsage, balance_loss, total_balance_loss, window_shares
 from .experts import GatedExperts, LinearExperts, ResidualMLPExperts
+from .routed import routed_experts
 from .routers import CentroidRouter, LinearRouter, MLPRouter, Router, Routing, check_routing
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Routing",
     "balance_loss",
     "check_routing",
+    "routed_experts",
     "total_balance_loss",
     "window_shares",
 ]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...backends import Backend, get_backend
+from ...backends import Backend, TorchBackend
 from .routers import Routing
 
 
@@ -26,7 +26,7 @@ class LinearExperts(nn.Module):
         ``None`` for weights shared by all channels, or the number of channels that each have
         their own.
     backend
-        Computes the products; see :func:`moecast.backends.get_backend`.
+        Computes the products; torch by default.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class LinearExperts(nn.Module):
         self.weight = nn.Parameter(torch.empty(*groups, num_experts, in_features, out_features))
         self.bias = nn.Parameter(torch.empty(*groups, num_experts, out_features))
         self.num_experts = num_experts
-        self.backend = backend or get_backend()
+        self.backend: Backend = backend or TorchBackend()
         bound = 1.0 / math.sqrt(in_features)
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
@@ -120,7 +120,7 @@ class GatedExperts(nn.Module):
         contract = torch.empty(num_experts, features, hidden_features)
         self.expand, self.contract = (nn.Parameter(w.transpose(1, 2)) for w in (expand, contract))
         self.dropout = dropout
-        self.backend = backend or get_backend()
+        self.backend: Backend = backend or TorchBackend()
         for weight in (self.expand, self.contract):
             bound = 1.0 / math.sqrt(weight.shape[1])
             nn.init.uniform_(weight, -bound, bound)

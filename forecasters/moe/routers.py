@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...backends import Backend, get_backend
+from ...backends import Backend, Scoring, TorchBackend
 
 
 class Routing(NamedTuple):
@@ -62,7 +62,7 @@ class Router(nn.Module):
         2022, equation 2), so that the choice of a single one has a gradient. Otherwise the
         weights of the chosen sum to 1.
     backend
-        Computes the choice; see :func:`moecast.backends.get_backend`.
+        Computes the choice; torch by default.
 
     Raises
     ------
@@ -84,11 +84,16 @@ class Router(nn.Module):
         self.top_k = top_k or num_experts
         self.head_dropout = head_dropout
         self.weighted_by_score = weighted_by_score
-        self.backend = backend or get_backend()
+        self.backend: Backend = backend or TorchBackend()
 
     def logits(self, features_TF: Tensor) -> Tensor:
         """Score of every expert ``[T, E]``, larger is better."""
         raise NotImplementedError
+
+    @property
+    def scoring(self) -> Optional[Scoring]:
+        """How the experts are scored, if that takes a single matrix."""
+        return None
 
     def exploration(self, features_TF: Tensor, logits_TE: Tensor) -> Tensor:
         """Logits that the choice is made on in training; by default the logits themselves."""
@@ -132,8 +137,12 @@ class LinearRouter(Router):
         super().__init__(num_experts, top_k, head_dropout, weighted_by_score=True, backend=backend)
         self.output = nn.Linear(in_features, num_experts, bias=False)
 
+    @property
+    def scoring(self) -> Scoring:
+        return Scoring(self.output.weight, by_distance=False, weighted_by_score=True)
+
     def logits(self, features_TF: Tensor) -> Tensor:
-        return self.output(features_TF)
+        return self.scoring.logits(features_TF)
 
 
 class MLPRouter(Router):
@@ -211,10 +220,12 @@ class CentroidRouter(Router):
         centroids = torch.randn(num_experts, in_features, dtype=torch.float64)
         self.centroids_EF = nn.Parameter(centroids)
 
+    @property
+    def scoring(self) -> Scoring:
+        return Scoring(self.centroids_EF, by_distance=True, weighted_by_score=False)
+
     def logits(self, features_TF: Tensor) -> Tensor:
-        centroids_EF = self.centroids_EF.to(features_TF.dtype)
-        distances = torch.cdist(features_TF.flatten(0, -2), centroids_EF)
-        return distances.unflatten(0, features_TF.shape[:-1])
+        return self.scoring.logits(features_TF)
 
 
 def check_routing(num_experts: int, top_k: Optional[int], head_dropout: float) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...backends import Backend
-from ..moe import CentroidRouter, GatedExperts, Routing
+from ..moe import CentroidRouter, GatedExperts, Routing, routed_experts
 from .config import MoiraiMoEConfig
 
 _NORM_EPSILON = 1e-5
@@ -235,6 +235,5 @@ class TransformerLayer(nn.Module):
         return self._feed_forward(x_BMVD + attended)[0]
 
     def _feed_forward(self, x: Tensor) -> Tuple[Tensor, Routing]:
-        normed = self.experts_norm(x)
-        routing = self.router(normed)
-        return x + self.experts(normed, routing), routing
+        mixed, routing = routed_experts(self.experts_norm(x), self.router, self.experts)
+        return x + mixed, routing

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ...backends import get_backend
 from ...distributions import window_loss
 from ..features import WindowFeatures
 from ..fields import FEAT_DYNAMIC_REAL, PAST_FEAT_DYNAMIC_REAL
@@ -80,7 +79,7 @@ class MoiraiMoENetwork(ForecastNetwork):
         super().__init__(config, forecasts_lead_time=True)
         sizes = len(config.trained_patch_sizes)
         largest, width = max(config.trained_patch_sizes), config.d_model
-        backend = get_backend(config.backend)
+        backend = self.backend
         self.value_projection = PatchLinear(sizes, largest, width)
         self.residual_projection = PatchLinear(sizes, largest, width)
         self.feature_projection = PatchLinear(sizes, width, width)

@@ -9,6 +9,7 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from ...backends import get_backend
 from ..fields import WindowConfig
 from ..predictor import MoEPredictor
 from ..serialization import check_weights
@@ -86,7 +87,10 @@ class MoiraiMoEPredictor(MoEPredictor):
         ValueError
             If the checkpoint cannot be found or read, is no MOIRAI-MoE model, or does not allow
             these settings.
+        BackendUnavailableError
+            If the backend is named and this machine lacks it.
         """
+        get_backend(backend)
         window = WindowConfig(
             freq=freq,
             prediction_length=prediction_length,

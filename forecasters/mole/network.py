@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...backends import Backend, get_backend
+from ...backends import Backend, LinearMixture
 from ..fields import FEAT_DYNAMIC_REAL, PAST_FEAT_DYNAMIC_REAL
 from ..frequencies import time_features
 from ..moe import LinearExperts, MLPRouter, ResidualMLPExperts, Routing
 from ..network import ForecastNetwork, NetworkOutput
 from ..patching import fold
 from .config import MoLEConfig
+from .folding import MatrixBuilder, fold_experts, fold_router
 
 
 class PatchedExperts(nn.Module):
@@ -43,6 +44,7 @@ class PatchedExperts(nn.Module):
         super().__init__()
         window = config.window
         self.patch_size = patch_size
+        self.context_length = window.context_length
         self.prediction_length = window.prediction_length
         self.individual = config.individual
         self.num_parameters = num_parameters
@@ -65,6 +67,20 @@ class PatchedExperts(nn.Module):
         self.linear = LinearExperts(
             config.num_experts, in_features, horizon_patches * num_parameters, num_channels, backend
         )
+
+    def folded(
+        self, trend_matrix: Optional[Tensor], affine: Optional[Tuple[Tensor, Tensor]]
+    ) -> LinearMixture:
+        """The experts as matrices; see :func:`.folding.fold_experts`."""
+        build = MatrixBuilder(
+            self.patch_size, self.context_length, self.prediction_length, self.individual
+        )
+        residual = None
+        if self.residual is not None:
+            expand, contract = self.residual.expand, self.residual.contract
+            residual = expand.weight, expand.bias, contract.weight, contract.bias
+        linear = self.linear.weight, self.linear.bias
+        return fold_experts(build, linear, residual, trend_matrix, affine)
 
     def forward(self, components_BCL: List[Tensor], weights_BCE: Tensor) -> Tensor:
         """Mixed raw parameters ``[B, H, C, K]`` of the components of each channel's lookback."""
@@ -104,7 +120,7 @@ class MoLENetwork(ForecastNetwork):
     def __init__(self, config: MoLEConfig) -> None:
         super().__init__(config, reads_time_features=config.router == "calendar")
         window = config.window
-        backend = get_backend(config.backend)
+        backend = self.backend
         channels, experts = window.target_dim, config.num_experts
         calendar = config.router == "calendar"
         features = {
@@ -136,6 +152,7 @@ class MoLENetwork(ForecastNetwork):
             moving_average_matrix(window.context_length, config.moving_average),
             persistent=False,
         )
+        self._matrices: Dict[str, Tuple[Tuple, LinearMixture]] = {}
         # Reversible instance normalisation's affine map (Kim et al. 2022) per channel.
         self.affine: Optional[nn.Parameter] = None
         if config.expert != "dlinear" and config.scaling == "std":
@@ -159,11 +176,16 @@ class MoLENetwork(ForecastNetwork):
         scaled_BLC, loc, scale = self.scaler(inputs["past_target"], inputs["past_observed_values"])
         dynamic = self.features(inputs)
         static = self.features.static(inputs)
-        routing = self._route(inputs, scaled_BLC, static)
-        scaled_BLC, loc, scale = self._apply_affine(scaled_BLC, loc, scale)
-        components = [*self._components(scaled_BLC), *self._lookback_covariates(dynamic)]
-        experts = self.experts[str(patch_size or self.patch_sizes[0])]
-        raw_BHCK = experts(components, routing.dense_weights())
+        size = str(patch_size or self.patch_sizes[0])
+        affine_BLC, loc, scale = self._apply_affine(scaled_BLC, loc, scale)
+        covariates = self._lookback_covariates(dynamic)
+        if self.backend.folds and not (self.training or torch.is_grad_enabled()):
+            features = self._router_features(inputs, scaled_BLC, static)
+            raw_BHCK, routing = self._in_one(size, scaled_BLC, affine_BLC, covariates, features)
+        else:
+            routing = self._route(inputs, scaled_BLC, static)
+            components = [*self._components(affine_BLC), *covariates]
+            raw_BHCK = self.experts[size](components, routing.dense_weights())
         if self.covariate_effect is not None:
             raw_BHCK = raw_BHCK + self._covariates(dynamic, static).unflatten(
                 -1, (raw_BHCK.shape[-2], -1)
@@ -177,6 +199,12 @@ class MoLENetwork(ForecastNetwork):
         if self.router is None:
             ones = scaled_BLC.new_ones(len(scaled_BLC), scaled_BLC.shape[-1], 1)
             return Routing(ones, torch.zeros_like(ones, dtype=torch.long), ones)
+        return self.router(self._router_features(inputs, scaled_BLC, static))
+
+    def _router_features(
+        self, inputs: Mapping[str, Tensor], scaled_BLC: Tensor, static: Optional[Tensor]
+    ) -> Tensor:
+        """``[B, C, features]``, or without channels where they are common to all."""
         if self.config.router == "calendar":
             features = inputs["time_feat"][:, 0]
         elif self.config.router == "statistics":
@@ -187,7 +215,66 @@ class MoLENetwork(ForecastNetwork):
             if features.dim() == 3:
                 static = static.unsqueeze(1).expand(-1, features.shape[1], -1)
             features = torch.cat([features, static], dim=-1)
-        return self.router(features)
+        return features
+
+    def _in_one(
+        self,
+        size: str,
+        scaled_BLC: Tensor,
+        affine_BLC: Tensor,
+        covariates_BCL: List[Tensor],
+        features: Tensor,
+    ) -> Tuple[Tensor, Routing]:
+        """Raw parameters ``[B, H, C, K]`` and the routing, by one call of the backend."""
+        batch, _, channels = scaled_BLC.shape
+        fold_affine = self.affine is not None and channels == 1
+        series_BCL = (scaled_BLC if fold_affine else affine_BLC).transpose(1, 2)
+        columns = [series_BCL, *covariates_BCL]
+        num_read = sum(column.shape[-1] for column in columns)
+        router_columns: List[int] = []
+        if self.router is not None:
+            if features.dim() == 2:
+                features = features.unsqueeze(1).expand(-1, channels, -1)
+            if self.config.router == "window" and (self.affine is None or fold_affine):
+                # The router reads what the experts read.
+                router_columns.extend(range(self.window.context_length))
+                features = features[..., self.window.context_length :]
+            columns.append(features)
+            router_columns.extend(range(num_read, num_read + features.shape[-1] + 1))
+        x_BCF = torch.cat([*columns, scaled_BLC.new_ones(batch, channels, 1)], dim=-1)
+        mixture = self._folded(size, fold_affine, router_columns)
+        grouped = any(len(part) > 1 for part in mixture if part is not None)
+        x_GTF = x_BCF.transpose(0, 1) if grouped else x_BCF.flatten(0, 1).unsqueeze(0)
+        top_k = 1 if self.router is None else self.router.top_k
+        by_channel = (
+            part.transpose(0, 1) if grouped else part[0].unflatten(0, (batch, channels))
+            for part in self.backend.linear_mixture(x_GTF, mixture, top_k)
+        )
+        y_BCQ, *decided = by_channel
+        raw_KBHC = y_BCQ.unflatten(-1, (-1, self.window.prediction_length)).permute(2, 0, 3, 1)
+        return raw_KBHC.contiguous().movedim(0, -1), Routing(*decided)
+
+    def _folded(self, size: str, fold_affine: bool, router_columns: List[int]) -> LinearMixture:
+        """The network as matrices, made anew when a weight changed."""
+        experts = self.experts[size]
+        assert isinstance(experts, PatchedExperts)
+        state = tuple(
+            (0 if weight.is_inference() else weight._version, weight.data_ptr())
+            for weight in self.parameters()
+        )
+        kept = self._matrices.get(size)
+        if kept is None or kept[0] != state:
+            affine = None
+            if fold_affine and self.affine is not None:
+                shift, log_gain = self.affine[:, 0]
+                affine = shift, log_gain.exp()
+            trend_matrix = self.trend_matrix if self.config.expert == "dlinear" else None
+            with torch.no_grad():
+                mixture = experts.folded(trend_matrix, affine)
+                if self.router is not None:
+                    mixture = fold_router(self.router, mixture, router_columns)
+            kept = self._matrices[size] = state, mixture
+        return kept[1]
 
     def _apply_affine(
         self, scaled_BLC: Tensor, loc: Tensor, scale: Tensor

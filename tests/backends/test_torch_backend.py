@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from moecast.backends import BACKEND_NAMES, TorchBackend, get_backend
+from moecast.backends.ttnn import what_is_missing
 from torch import Tensor
 
 BACKEND = TorchBackend()
@@ -107,6 +108,8 @@ def test_route_gives_a_masked_expert_no_weight() -> None:
 
 @pytest.mark.parametrize("name", BACKEND_NAMES)
 def test_every_listed_backend_can_be_had(name: str) -> None:
+    if name == "ttnn" and what_is_missing():
+        pytest.skip("this machine has no ttnn: tests/backends/ttnn says what it is told then")
     assert get_backend(name).name in BACKEND_NAMES
 
 
