@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from pathlib import Path
 from typing import Annotated, Any, List, Optional
@@ -124,18 +123,16 @@ def random_entries(window: WindowConfig, support: Any, count: int) -> List[Entry
 def _with_backend(
     predictor: MoEPredictor, backend: str, batch_size: int, device: Optional[str]
 ) -> MoEPredictor:
-    """A predictor of the same weights whose experts another backend computes."""
-    old = predictor.network
-    with sentences_from(ValueError, RuntimeError, before=f"--backend {backend}: "):
-        network = type(old)(dataclasses.replace(old.config, backend=backend))
-    network.load_state_dict(old.state_dict())
-    return type(predictor)(
-        network.eval(),
+    """A predictor of the same network whose experts another backend computes."""
+    other = type(predictor)(
+        predictor.network,
         batch_size=batch_size,
         device=device or "auto",
         calibration=predictor.calibration,
         num_samples=predictor.num_samples,
     )
+    with sentences_from(ValueError, RuntimeError, before=f"--backend {backend}: "):
+        return other.to_backend(backend)
 
 
 def _forecast(predictor: MoEPredictor, entries: List[Entry], num_samples: Optional[int]) -> None:
