@@ -6,6 +6,7 @@ from .estimator import MoEEstimator
 from .moirai_moe import MoiraiMoEEstimator, MoiraiMoEPredictor
 from .mole import MoLEEstimator, MoLEPredictor
 from .predictor import MoEPredictor
+from .pruning import prune_experts
 
 __all__ = [
     "Calibration",
@@ -17,4 +18,5 @@ __all__ = [
     "MoLEPredictor",
     "MoiraiMoEEstimator",
     "MoiraiMoEPredictor",
+    "prune_experts",
 ]

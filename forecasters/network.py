@@ -2,7 +2,7 @@
 
 import dataclasses
 from functools import cached_property
-from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from gluonts.core.component import equals
@@ -21,7 +21,7 @@ from .fields import (
     WindowConfig,
 )
 from .frequencies import time_features
-from .moe import Routing
+from .moe import GatedExperts, LinearExperts, ResidualMLPExperts, Router, Routing
 from .scaling import SCALINGS, WindowScaler
 
 
@@ -42,6 +42,13 @@ class NetworkOutput(NamedTuple):
     loc: Tensor
     scale: Tensor
     routings: Dict[str, Routing]
+
+
+class Mixture(NamedTuple):
+    """A router, and all the banks of experts that it weights."""
+
+    router: Router
+    banks: Sequence[Union[GatedExperts, LinearExperts, ResidualMLPExperts]]
 
 
 class ForecastNetwork(nn.Module):
@@ -65,6 +72,7 @@ class ForecastNetwork(nn.Module):
         super().__init__()
         self.config: Any = config
         self.backend: Backend = TorchBackend()
+        self.kept_experts: Dict[str, List[int]] = {}
         self.reads_time_features = reads_time_features
         self.forecasts_lead_time = forecasts_lead_time
         self.scaler = WindowScaler(config.scaling)
@@ -73,6 +81,38 @@ class ForecastNetwork(nn.Module):
 
     def __getnewargs_ex__(self) -> Tuple[Tuple[()], Dict[str, Any]]:
         return (), {"config": self.config}
+
+    def mixtures(self) -> Dict[str, Mixture]:
+        """Every router and its experts, by their names in ``NetworkOutput.routings``."""
+        raise NotImplementedError
+
+    def keep_experts(self, kept: Mapping[str, Sequence[int]]) -> None:
+        """Drop experts.
+
+        Parameters
+        ----------
+        kept
+            The experts that stay, by router, numbered as the network was made; of routers not
+            named all stay. ``kept_experts`` remembers them.
+
+        Raises
+        ------
+        ValueError
+            If there is no such router, or it has no such expert.
+        """
+        mixtures = self.mixtures()
+        for name, ids in kept.items():
+            if name not in mixtures:
+                raise ValueError(f"kept_experts names {name!r}, but the routers are {[*mixtures]}")
+            router, banks = mixtures[name]
+            there = self.kept_experts.get(name, list(range(router.num_experts)))
+            absent = sorted(set(ids) - set(there))
+            if absent or not ids:
+                raise ValueError(f"kept_experts[{name!r}]={list(ids)} must be some of {there}")
+            chosen = [there.index(expert) for expert in sorted(set(ids))]
+            for part in (router, *banks):
+                part.keep(chosen)
+            self.kept_experts[name] = sorted(set(ids))
 
     def use_backend(self, backend: Backend) -> None:
         """Compute routers and experts with this backend from now on."""

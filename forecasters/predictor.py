@@ -62,6 +62,8 @@ class MoEPredictor(PyTorchPredictor):
         Corrects quantile levels; see :class:`moecast.forecasters.calibration.Calibration`.
     num_samples
         Samples of each forecast that is made of samples, unless :meth:`predict` is told a number.
+    kept_experts
+        Experts that were not pruned, by router; see :func:`prune_experts`.
 
     Attributes
     ----------
@@ -81,8 +83,11 @@ class MoEPredictor(PyTorchPredictor):
         device: str = "auto",
         calibration: Any = None,
         num_samples: int = 100,
+        kept_experts: Optional[Dict[str, List[int]]] = None,
     ) -> None:
         assert isinstance(network, ForecastNetwork)
+        if kept_experts and network.kept_experts != kept_experts:
+            network.keep_experts(kept_experts)
         if num_samples < 1:
             raise ValueError(f"num_samples={num_samples} must be at least 1")
         self.num_samples = num_samples

@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "Score saved models and baselines on the same windows."),
     "benchmark": ("benchmark", "Throughput, latency and memory of a saved model."),
     "experts": ("experts", "Which expert is heard, and when."),
+    "prune": ("prune", "Leave the experts that are hardly used out of a saved model."),
     "datasets": ("known", "Known data sets: list them, or download one."),
     "backtest": ("backtests", "Train any forecasters and score them by GIFT-Eval's rules."),
     "long-horizon": ("backtests", "Score every test window, as long-horizon papers do."),

@@ -94,7 +94,7 @@ def register(app: typer.Typer) -> None:
             )
         for model, source in zip(models, sources):
             model.check(source.entries, source.name, forecast=False)
-        entries = [_without_future(source.entries) for source in sources]
+        entries = [without_future(source.entries) for source in sources]
         step = horizon if distance is None else distance
         if windows is None:
             unseen = [_unseen_windows(m, e, horizon, step) for m, e in zip(models, entries)]
@@ -163,7 +163,7 @@ def _horizon(models: List[SavedModel], asked: Optional[int]) -> Optional[int]:
     return next(iter(horizons.values()), None)
 
 
-def _without_future(entries: List[Entry]) -> List[Entry]:
+def without_future(entries: List[Entry]) -> List[Entry]:
     """Entries whose covariates end with the target, so that both are split alike."""
     return [
         {**entry, "feat_dynamic_real": entry["feat_dynamic_real"][:, : entry["target"].shape[-1]]}

@@ -19,7 +19,7 @@ from ...backends import Backend
 from ..fields import FEAT_DYNAMIC_REAL, PAST_FEAT_DYNAMIC_REAL
 from ..frequencies import time_features
 from ..moe import Routing
-from ..network import ForecastNetwork, NetworkOutput
+from ..network import ForecastNetwork, Mixture, NetworkOutput
 from .config import AutoformerConfig
 from .layers import Layer, SequenceDropout, SeriesDecomposition, auto_correlation
 from .wavelets import WaveletTransform
@@ -215,6 +215,18 @@ class AutoformerNetwork(ForecastNetwork):
         self.register_buffer(
             "location_direction", self.parameter_head.location_direction(), persistent=False
         )
+
+    def mixtures(self) -> Dict[str, Mixture]:
+        stacks = [(f"encoder.{i}", stack) for i, stack in enumerate(self.encoder.stacks)]
+        mixtures = {}
+        for name, stack in [*stacks, ("decoder", self.decoder.layers)]:
+            assert isinstance(stack, nn.ModuleList)
+            for i, layer in enumerate(stack):
+                assert isinstance(layer, Layer)
+                router, experts = layer.feed_forward.router, layer.feed_forward.experts
+                if router is not None:
+                    mixtures[f"{name}.{i}"] = Mixture(router, [experts])
+        return mixtures
 
     def outputs(
         self, inputs: Mapping[str, Tensor], patch_size: Optional[int] = None

@@ -5,7 +5,7 @@ nothing, or a channel dimension where every channel has weights of its own.
 """
 
 import math
-from typing import Optional
+from typing import Optional, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,12 @@ class LinearExperts(nn.Module):
         """Every expert's output ``[*, E, T, O]`` for ``[*, T, I]`` or ``[*, E, T, I]``."""
         return self.backend.expert_linear(x, self.weight, self.bias)
 
+    def keep(self, experts: Sequence[int]) -> None:
+        """Drop all experts but these."""
+        self.weight = _rows_of(self.weight, experts, dim=-3)
+        self.bias = _rows_of(self.bias, experts, dim=-2)
+        self.num_experts = len(experts)
+
     def mix(self, x: Tensor, weights_TE: Tensor) -> Tensor:
         """The experts' outputs added up ``[*, T, O]`` with weights ``[*, T, E]`` that sum to 1."""
         if self.num_experts == 1:
@@ -84,6 +90,11 @@ class ResidualMLPExperts(nn.Module):
         self.expand = LinearExperts(num_experts, features, hidden_features, num_channels, backend)
         self.contract = LinearExperts(num_experts, hidden_features, features, num_channels, backend)
         self.dropout = dropout
+
+    def keep(self, experts: Sequence[int]) -> None:
+        """Drop all experts but these."""
+        self.expand.keep(experts)
+        self.contract.keep(experts)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[*, E, T, I]`` for ``[*, T, I]`` or ``[*, E, T, I]``."""
@@ -125,6 +136,11 @@ class GatedExperts(nn.Module):
             bound = 1.0 / math.sqrt(weight.shape[1])
             nn.init.uniform_(weight, -bound, bound)
 
+    def keep(self, experts: Sequence[int]) -> None:
+        """Drop all experts but these."""
+        self.expand = _rows_of(self.expand, experts, dim=0)
+        self.contract = _rows_of(self.contract, experts, dim=0)
+
     def forward(self, x_TI: Tensor, routing: Optional[Routing] = None) -> Tensor:
         """``[…, I]`` for tokens ``[…, I]`` and what their router decided.
 
@@ -142,3 +158,11 @@ class GatedExperts(nn.Module):
             self.contract,
         )
         return F.dropout(mixed.view_as(x_TI), self.dropout, self.training)
+
+
+def _rows_of(weight: nn.Parameter, experts: Sequence[int], dim: int) -> nn.Parameter:
+    """Of stacked weights those of some experts, in memory as they were."""
+    transposed = not weight.is_contiguous()
+    kept = weight.detach().mT if transposed else weight.detach()
+    kept = kept.index_select(dim, torch.as_tensor(experts, device=weight.device))
+    return nn.Parameter(kept.mT if transposed else kept, weight.requires_grad)

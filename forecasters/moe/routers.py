@@ -3,7 +3,7 @@
 Shape suffixes: T tokens, E experts, K experts chosen per token, F router features.
 """
 
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +95,11 @@ class Router(nn.Module):
         """How the experts are scored, if that takes a single matrix."""
         return None
 
+    def keep(self, experts: Sequence[int]) -> None:
+        """Choose among these experts only, which are numbered from 0 on."""
+        self.num_experts = len(experts)
+        self.top_k = min(self.top_k, len(experts))
+
     def exploration(self, features_TF: Tensor, logits_TE: Tensor) -> Tensor:
         """Logits that the choice is made on in training; by default the logits themselves."""
         return logits_TE
@@ -136,6 +141,10 @@ class LinearRouter(Router):
     ) -> None:
         super().__init__(num_experts, top_k, head_dropout, weighted_by_score=True, backend=backend)
         self.output = nn.Linear(in_features, num_experts, bias=False)
+
+    def keep(self, experts: Sequence[int]) -> None:
+        super().keep(experts)
+        _keep_outputs(self.output, experts)
 
     @property
     def scoring(self) -> Scoring:
@@ -180,6 +189,14 @@ class MLPRouter(Router):
         self.output = nn.Linear(hidden_features, num_logits)
         self.noise = nn.Linear(in_features, num_logits) if noisy else None
 
+    def keep(self, experts: Sequence[int]) -> None:
+        channels = range(self.num_channels or 1)
+        logits = [channel * self.num_experts + expert for channel in channels for expert in experts]
+        for layer in (self.output, self.noise):
+            if layer is not None:
+                _keep_outputs(layer, logits)
+        super().keep(experts)
+
     def logits(self, features_TF: Tensor) -> Tensor:
         return self._by_channel(self.output(F.relu(self.hidden(features_TF))))
 
@@ -220,12 +237,26 @@ class CentroidRouter(Router):
         centroids = torch.randn(num_experts, in_features, dtype=torch.float64)
         self.centroids_EF = nn.Parameter(centroids)
 
+    def keep(self, experts: Sequence[int]) -> None:
+        super().keep(experts)
+        centroids = self.centroids_EF.detach()[list(experts)]
+        self.centroids_EF = nn.Parameter(centroids, self.centroids_EF.requires_grad)
+
     @property
     def scoring(self) -> Scoring:
         return Scoring(self.centroids_EF, by_distance=True, weighted_by_score=False)
 
     def logits(self, features_TF: Tensor) -> Tensor:
         return self.scoring.logits(features_TF)
+
+
+def _keep_outputs(layer: nn.Linear, outputs: Sequence[int]) -> None:
+    """Drop all outputs of a linear layer but these."""
+    rows = list(outputs)
+    layer.weight = nn.Parameter(layer.weight.detach()[rows], layer.weight.requires_grad)
+    if layer.bias is not None:
+        layer.bias = nn.Parameter(layer.bias.detach()[rows], layer.bias.requires_grad)
+    layer.out_features = len(rows)
 
 
 def check_routing(num_experts: int, top_k: Optional[int], head_dropout: float) -> None:

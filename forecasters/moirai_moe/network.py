@@ -16,7 +16,7 @@ from ...distributions import window_loss
 from ..features import WindowFeatures
 from ..fields import FEAT_DYNAMIC_REAL, PAST_FEAT_DYNAMIC_REAL
 from ..moe import Routing
-from ..network import ForecastNetwork, NetworkOutput
+from ..network import ForecastNetwork, Mixture, NetworkOutput
 from ..scaling import WindowScaler
 from .config import MoiraiMoEConfig
 from .layers import KeysAndValues, RMSNorm, Rotation, TransformerLayer, Visibility
@@ -110,6 +110,12 @@ class MoiraiMoENetwork(ForecastNetwork):
     @property
     def transformer_layers(self) -> List[TransformerLayer]:
         return [layer for layer in self.layers if isinstance(layer, TransformerLayer)]
+
+    def mixtures(self) -> Dict[str, Mixture]:
+        return {
+            f"layers.{i}.router": Mixture(layer.router, [layer.experts])
+            for i, layer in enumerate(self.transformer_layers)
+        }
 
     @property
     def shortest_training_context(self) -> int:

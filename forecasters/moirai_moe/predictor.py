@@ -213,6 +213,11 @@ class PublishedCheckpoint:
 def save_pretrained(network: nn.Module, folder: Union[str, Path]) -> None:
     """Write a network in the published format; see :meth:`MoiraiMoEPredictor.save_pretrained`."""
     assert isinstance(network, MoiraiMoENetwork)
+    if network.kept_experts:
+        raise ValueError(
+            "the published format has as many experts in every layer, but some of this network's "
+            "were pruned: use serialize instead"
+        )
     settings = settings_to_published(network.config)
     published = to_published(network.state_dict(), network.config)
     path = Path(folder)

@@ -4,7 +4,7 @@ Shape suffixes: B series, C channels, L context, H horizon, P patch length (the 
 patch), N patches of the context, M patches of the horizon, E experts, K raw head parameters.
 """
 
-from typing import Dict, List, Mapping, Optional, Tuple
+from typing import Dict, List, Mapping, Optional, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from ...backends import Backend, LinearMixture
 from ..fields import FEAT_DYNAMIC_REAL, PAST_FEAT_DYNAMIC_REAL
 from ..frequencies import time_features
 from ..moe import LinearExperts, MLPRouter, ResidualMLPExperts, Routing
-from ..network import ForecastNetwork, NetworkOutput
+from ..network import ForecastNetwork, Mixture, NetworkOutput
 from ..patching import fold
 from .config import MoLEConfig
 from .folding import MatrixBuilder, fold_experts, fold_router
@@ -169,6 +169,15 @@ class MoLENetwork(ForecastNetwork):
                 nn.Dropout(config.dropout),
                 last,
             )
+
+    def mixtures(self) -> Dict[str, Mixture]:
+        if self.router is None:
+            return {}
+        banks: List[Union[LinearExperts, ResidualMLPExperts]] = []
+        for experts in self.experts.values():
+            assert isinstance(experts, PatchedExperts)
+            banks.extend(bank for bank in (experts.residual, experts.linear) if bank is not None)
+        return {"router": Mixture(self.router, banks)}
 
     def outputs(
         self, inputs: Mapping[str, Tensor], patch_size: Optional[int] = None

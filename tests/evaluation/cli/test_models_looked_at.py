@@ -13,7 +13,7 @@ import pytest
 from cli_cases import Run, sales
 from moecast.evaluation import backtest, from_long_frame
 from moecast.evaluation.cli.evaluate import _steps_since_training
-from moecast.evaluation.cli.model_folder import Record, SavedModel
+from moecast.evaluation.cli.model_folder import Record, SavedModel, load_model
 from moecast.evaluation.cli.sources import ReadSettings
 from moecast.evaluation.expert_usage import (
     draw_windows,
@@ -203,3 +203,21 @@ def test_benchmark_measures_every_batch_size_and_backend(
         table["Throughput (batch*inf/sec)"] * table["Inference Time (sec)"], table["Batch"]
     )
     assert (table["Latency 95% (ms)"] >= table["Latency Median (ms)"]).all()
+
+
+def test_experts_below_a_share_are_left_out_and_the_change_is_told(
+    run: Run, model_dir: Path, sales_csv: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "smaller"
+    arguments = ("prune", model_dir, "--data", sales_csv, "--out", out)
+    code, stdout, stderr = run(*arguments, "--least-share", 0.9)
+    assert code == 0, stderr
+    assert "pruned" in stdout
+    assert "CRPS " in stderr
+    before, after = (load_model(folder).predictor.network for folder in (model_dir, out))
+    assert before.router.num_experts > after.router.num_experts == 1
+    code, _, stderr = run("predict", out, "--data", sales_csv, "--out", tmp_path / "f.csv")
+    assert code == 0, stderr
+    code, _, stderr = run(*arguments)
+    assert code == 2
+    assert "is there already" in stderr
