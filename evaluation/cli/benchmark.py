@@ -53,7 +53,12 @@ def register(app: typer.Typer) -> None:
         ] = None,
         device: Device = None,
         profile: Annotated[
-            bool, typer.Option("--profile", help="Print torch's profile of one batch.")
+            bool,
+            typer.Option(
+                "--profile",
+                help="Print torch's profile of one batch or, of ttnn, its device programs and "
+                "copies to and from the device.",
+            ),
         ] = False,
         out: Annotated[
             Optional[Path],
@@ -181,6 +186,15 @@ def _measure(
 
 
 def _profile(predictor: MoEPredictor, entries: List[Entry], num_samples: Optional[int]) -> str:
+    if predictor.network.backend.name == "ttnn":
+        from ...backends.ttnn.counting import counted
+
+        with counted() as counts:
+            _forecast(predictor, entries, num_samples)
+        return (
+            f"of a batch on the device: {counts.programs} programs, {counts.uploads} uploads, "
+            f"{counts.downloads} downloads"
+        )
     activities = [torch.profiler.ProfilerActivity.CPU]
     if torch.device(predictor.device).type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
