@@ -47,6 +47,9 @@ class ParameterHead(nn.Module):
         """Parameters for ``[…, in_features]``, each ``[…]`` or ``[…, size]``."""
         if self.projection is not None:
             return self.projection(raw)
+        if raw.dtype in (torch.bfloat16, torch.float16):
+            # Tails need more digits, and some of their functions know no half precision.
+            raw = raw.float()
         return self.distr_output.domain_map(*raw.split(self._sizes, dim=-1))
 
     def location_direction(self) -> Tensor:

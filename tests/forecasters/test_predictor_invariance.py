@@ -250,3 +250,13 @@ def test_expert_usage_is_the_mean_over_series(make_estimator: Factory, batch_siz
     for name, share in predictor.expert_usage.weight_share.items():
         expected = np.mean([shares[name] for shares in single], axis=0)
         np.testing.assert_allclose(share, expected, atol=1e-5)
+
+
+def test_autocast_forecasts_nearly_the_same(predictor: MoEPredictor) -> None:
+    torch.manual_seed(0)
+    expected = np.stack([f.quantile(0.5) for f in predictor.predict(series())])
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = np.stack([f.quantile(0.5) for f in predictor.predict(series())])
+    assert np.isfinite(found).all()
+    assert np.abs(found - expected).mean() < 0.25 * expected.std()
