@@ -250,7 +250,7 @@ class _GatedFFN(torch.autograd.Function):
             sigmoid = gate.sigmoid()
             activated = gate * sigmoid
             hidden = activated * up
-            grad_hidden = contract_EFO[expert] @ grad.T
+            grad_hidden = (grad @ contract_EFO[expert].T).T.contiguous()
             # Before it is weighted, its product with the hidden is the gradient of the weight.
             grad_weights[rows] = (grad_hidden * hidden).sum(dim=0)
             grad_hidden *= weight
@@ -262,7 +262,7 @@ class _GatedFFN(torch.autograd.Function):
                 x = x_TI.index_select(0, tokens)
                 torch.mm(x.T, grad_expanded.T, out=grad_expand[expert])
             if grad_x is not None:
-                grad_x.index_add_(0, tokens, (expand_EIF[expert] @ grad_expanded).T)
+                grad_x.index_add_(0, tokens, grad_expanded.T @ expand_EIF[expert].T)
         grad_weights_TK = torch.empty_like(weights).index_copy_(0, order, grad_weights)
         return grad_x, grad_weights_TK.view_as(weights_TK), None, grad_expand, grad_contract
 
