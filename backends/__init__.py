@@ -185,10 +185,13 @@ def get_backend(name: Optional[str] = None, precision: Optional[str] = None) -> 
     BackendUnavailableError
         If ttnn is asked for by name and cannot be had.
     """
+    named_by = "backend"
     if name is None or name == "auto":
-        name = os.environ.get("MOECAST_BACKEND") or "auto"
+        name, named_by = os.environ.get("MOECAST_BACKEND") or "auto", "MOECAST_BACKEND"
     if name not in BACKEND_NAMES:
-        raise ValueError(f"backend={name!r} is unknown: choose one of {', '.join(BACKEND_NAMES)}")
+        raise ValueError(
+            f"{named_by}={name!r} is unknown: choose one of {', '.join(BACKEND_NAMES)}"
+        )
     if name != "torch":
         from .ttnn import TtnnBackend, find_device, what_is_missing
 

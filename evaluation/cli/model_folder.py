@@ -168,7 +168,9 @@ def load_model(folder: Path, device: Optional[str] = None) -> SavedModel:
             f"{folder}: it holds a {name}, which is no model of moecast {_VERSION}; read "
             "it with the version or library that wrote it."
         )
-    with sentences_from(ValueError):
+    # torch says of a device that it was not built for: AssertionError.
+    refusals = (ValueError,) if device is None else (ValueError, RuntimeError, AssertionError)
+    with sentences_from(*refusals, before="" if device is None else f"--device {device}: "):
         predictor = classes[name].deserialize(folder, device)
     return SavedModel(folder.resolve().name, predictor, record)
 

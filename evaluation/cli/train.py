@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any, List, Optional
 
 import typer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from ...backends import BackendUnavailableError
 from ...distributions import support_of
 from ...forecasters import MoEEstimator, MoEPredictor
 from ..datasets import Entry
@@ -31,6 +33,8 @@ from .signatures import estimator_parameters
 from .sources import DataOptions, Source, read_source
 
 _PANEL = "Training"
+# The last is what Lightning says of an accelerator that is not there.
+_ABOUT_INPUT = (ValueError, TypeError, MisconfigurationException)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +152,8 @@ def train_model(
         **dimensions(source.entries),
         "trainer_kwargs": _trainer_kwargs(options, settings, checkpoints, progress),
     }
-    with sentences_from(ValueError, TypeError, before=f"{model} cannot be made: "):
+    refusals = ValueError, TypeError, BackendUnavailableError
+    with sentences_from(*refusals, before=f"{model} cannot be made: "):
         estimator = cls(**arguments)
     support = support_of(estimator.distr_output)
     check_entries(training, estimator.window, support, source.name, forecast=False)
@@ -294,8 +299,8 @@ def _train(
             # What Lightning makes of SIGTERM; no script is to take it for a success.
             raise typer.Exit(1) from error
         # Data and settings are checked before the first step; what fails later is a fault.
-        about_input = isinstance(error, ValueError) and not progress.steps
-        with sentences_from(*([ValueError] if about_input else [])):
+        about_input = isinstance(error, _ABOUT_INPUT) and not progress.steps
+        with sentences_from(*(_ABOUT_INPUT if about_input else ())):
             raise
 
 

@@ -10,6 +10,7 @@ from typing import Callable
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from cli_cases import COLUMNS, TINY, Run, sales
 from moecast.forecasters import MoLEEstimator
 
@@ -311,3 +312,31 @@ def test_a_file_that_fails_to_be_written_leaves_the_old_one(
         run("predict", model_dir, "--data", sales_csv, "--out", out)
     assert out.read_text() == "old\n"
     assert [path.name for path in tmp_path.iterdir()] == ["f.csv"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--backend", "ttnn"), "backend='ttnn' cannot be had: "),
+        (("--trainer-kwargs", '{"max_epoch": 1}'), "max_epoch"),
+    ],
+)
+def test_what_the_machine_or_lightning_lacks_is_a_sentence(
+    options: tuple[str, str], message: str, run: Run, sales_csv: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out" / "model"
+    text = refused(
+        run, tmp_path, "train", "mole", "--data", sales_csv, *COLUMNS, *TINY, *options, "--out", out
+    )
+    assert message in text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_named(
+    run: Run, model_dir: Path, sales_csv: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "f.csv"
+    text = refused(
+        run, tmp_path, "predict", model_dir, "--data", sales_csv, "--device", "cuda", "--out", out
+    )
+    assert "--device cuda: " in text

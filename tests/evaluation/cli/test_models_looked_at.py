@@ -218,6 +218,25 @@ def test_experts_below_a_share_are_left_out_and_the_change_is_told(
     assert before.router.num_experts > after.router.num_experts == 1
     code, _, stderr = run("predict", out, "--data", sales_csv, "--out", tmp_path / "f.csv")
     assert code == 0, stderr
-    code, _, stderr = run(*arguments)
-    assert code == 2
-    assert "is there already" in stderr
+    for more, message in (
+        ((), "is there already"),
+        (("--out", tmp_path / "x"), "no expert has a share of at most 0.0"),
+        (("--out", tmp_path / "x", "--windows", 100), "of which --windows takes 600"),
+        (("--out", tmp_path / "x", "--least-share", 1), "--least-share 1.0 leaves no expert"),
+    ):
+        code, _, stderr = run(*arguments, *more)
+        assert code == 2
+        assert message in " ".join(stderr.split())
+        assert not (tmp_path / "x").exists()
+
+
+def test_a_model_with_covariates_known_ahead_is_pruned(
+    run: Run, covariate_model: Path, tmp_path: Path
+) -> None:
+    data, out = tmp_path / "known.csv", tmp_path / "smaller"
+    sales(hours=72).to_csv(data, index=False)
+    code, _, stderr = run(
+        "prune", covariate_model, "--data", data, "--out", out, "--least-share", 0.9
+    )
+    assert code == 0, stderr
+    assert out.is_dir()
