@@ -93,9 +93,8 @@ def register(app: typer.Typer) -> None:
         table.insert(0, "model", ["as it was", "pruned"])
         show(frame_table(table, digits=6))
         (before, _), (after, _) = scores
-        say(
-            f"CRPS {after - before:+.6f} ({after / before - 1:+.2%}) over {windows} window{'s' * (windows > 1)}"
-        )
+        over = f"{windows} window{'s' * (windows > 1)}"
+        say(f"CRPS {after - before:+.6f} ({after / before - 1:+.2%}) over {over}")
         with folder_written_whole(out) as folder:
             pruned.serialize(folder)
             if model.record is not None:
