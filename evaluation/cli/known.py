@@ -55,7 +55,10 @@ def register(app: typer.Typer) -> None:
                 check_table_path(out)
             frame = pd.DataFrame([_describe(known, data_dir) for known in KNOWN_DATASETS.values()])
             show(frame_table(frame))
-            say(f"looked in {', '.join(map(str, data_folders(data_dir)))} ({DATA_VARIABLE})")
+            say(
+                f"looked in {', '.join(map(str, data_folders(data_dir)))}; --data-dir or "
+                f"{DATA_VARIABLE} names others"
+            )
             if out is not None:
                 write_table(frame, out)
 
