@@ -539,7 +539,7 @@ def _complete(
     if fill is None:
         raise EvaluationError(
             f"{where}: feature {name!r} has no value in {len(gaps)} periods, first "
-            f"{grid.start + int(gaps[0])}; fill them in the frame or pass fill_features=0.0."
+            f"{grid.start + int(gaps[0])}; fill them in the data, or give a number for all with fill_features."
         )
     return np.nan_to_num(values, nan=fill)
 
