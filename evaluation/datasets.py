@@ -539,7 +539,8 @@ def _complete(
     if fill is None:
         raise EvaluationError(
             f"{where}: feature {name!r} has no value in {len(gaps)} periods, first "
-            f"{grid.start + int(gaps[0])}; fill them in the data, or give a number for all with fill_features."
+            f"{grid.start + int(gaps[0])}; fill them in the data, or "
+            "give a number for all with fill_features."
         )
     return np.nan_to_num(values, nan=fill)
 
