@@ -540,7 +540,7 @@ def _complete(
         raise EvaluationError(
             f"{where}: feature {name!r} has no value in {len(gaps)} periods, first "
             f"{grid.start + int(gaps[0])}; fill them in the data, or "
-            "give a number for all with fill_features."
+            "pass fill_features=NUMBER for all."
         )
     return np.nan_to_num(values, nan=fill)
 
