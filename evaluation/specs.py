@@ -15,7 +15,9 @@ from gluonts.model import Estimator, Predictor
 from .backtest import Forecaster, forecaster_name
 from .datasets import Entry
 from .errors import EvaluationError
+from .metrics import DECILES
 
+_QUANTILE_LEVELS = (0.025, *DECILES, 0.975)
 _FEATURE_COUNTS = {
     "num_feat_dynamic_real": FieldName.FEAT_DYNAMIC_REAL,
     "num_past_feat_dynamic_real": FieldName.PAST_FEAT_DYNAMIC_REAL,
@@ -58,6 +60,16 @@ class ForecasterSpec:
         parameters = inspect.signature(self.cls.__init__).parameters.values()  # type: ignore[misc]
         return any(p.name == parameter or p.kind is p.VAR_KEYWORD for p in parameters)
 
+    def _names(self, parameter: str) -> bool:
+        """Whether the constructor, or that of the model it wraps, has just this parameter."""
+        # GluonTS's wrappers of statsforecast hand all they do not know on to their `ModelType`.
+        wrapped = getattr(self.cls, "ModelType", None)
+        return any(
+            parameter in inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+            for cls in (self.cls, wrapped)
+            if cls is not None
+        )
+
     def build(self, **context: Any) -> Forecaster:
         """Construct the forecaster.
 
@@ -74,10 +86,11 @@ class ForecasterSpec:
             The constructor refuses its arguments.
         """
         arguments = dict(self.settings)
-        for name, value in context.items():
+        # Forecasts that hold no distribution are asked for the quantiles that are scored.
+        for name, value in {"quantile_levels": list(_QUANTILE_LEVELS), **context}.items():
             if isinstance(value, dict) and isinstance(arguments.get(name), dict):
                 arguments[name] = {**value, **arguments[name]}
-            elif value is not None and self.takes(name):
+            elif value is not None and self._names(name):
                 arguments.setdefault(name, value)
         try:
             return self.cls(**arguments)

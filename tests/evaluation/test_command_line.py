@@ -4,15 +4,16 @@ import csv
 import subprocess
 import sys
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import numpy as np
 import pandas as pd
 import pytest
+from gluonts.model.predictor import Predictor
 from known_forecasters import BandPredictor, RecordingEstimator
 from moecast.evaluation import EvaluationError, load_wide
 from moecast.evaluation.cli import app
-from moecast.evaluation.specs import dimensions, parse_forecasters
+from moecast.evaluation.specs import ForecasterSpec, dimensions, parse_forecasters
 from typer.testing import CliRunner
 
 NAIVE = "gluonts.model.seasonal_naive.SeasonalNaivePredictor"
@@ -206,3 +207,29 @@ def test_an_unusable_setting_quotes_the_constructor() -> None:
     (spec,) = parse_forecasters([NAIVE], ["season_length=0"])
     with pytest.raises(EvaluationError, match=r"SeasonalNaive cannot be made: .*season_length"):
         spec.build(prediction_length=3)
+
+
+class SmoothingModel:
+    def __init__(self, season_length: int, damped: bool = False) -> None:
+        self.season_length, self.damped = season_length, damped
+
+
+class WrappingPredictor(Predictor):
+    """As GluonTS wraps statsforecast: what it does not know goes to the model."""
+
+    ModelType = SmoothingModel
+
+    def __init__(
+        self, prediction_length: int, quantile_levels: list[float] | None = None, **model: Any
+    ) -> None:
+        super().__init__(prediction_length)
+        self.model = self.ModelType(**model)
+        self.quantile_levels = quantile_levels
+
+
+def test_a_wrapped_model_is_given_what_it_has_parameters_for() -> None:
+    spec = ForecasterSpec("smoothing", WrappingPredictor, {"damped": True})
+    built: Any = spec.build(freq="M", prediction_length=3, season_length=12, trainer_kwargs={})
+    assert (built.prediction_length, built.model.season_length) == (3, 12)
+    assert built.model.damped
+    assert {0.1, 0.5, 0.9} < set(built.quantile_levels)
