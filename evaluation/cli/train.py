@@ -12,6 +12,7 @@ from typing import Annotated, Any, List, Optional
 
 import typer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
 
 from ...backends import BackendUnavailableError
 from ...distributions import support_of
@@ -19,6 +20,7 @@ from ...forecasters import MoEEstimator, MoEPredictor
 from ..datasets import Entry
 from ..errors import EvaluationError
 from ..specs import dimensions
+from ..tables import suggestion
 from .console import (
     command_line,
     errors_as_sentences,
@@ -34,7 +36,7 @@ from .sources import DataOptions, Source, read_source
 
 _PANEL = "Training"
 # The last is what Lightning says of an accelerator that is not there.
-_ABOUT_INPUT = (ValueError, TypeError, MisconfigurationException)
+_ABOUT_INPUT = (ValueError, MisconfigurationException)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,6 +248,11 @@ def _trainer_kwargs(
     progress: TrainingProgress,
 ) -> dict[str, Any]:
     ends = {"max_epochs": options.epochs, "max_steps": options.max_steps}
+    given = settings.get("trainer_kwargs") or {}
+    known = list(inspect.signature(Trainer.__init__).parameters)[1:]
+    for name in given:
+        if name not in known:
+            raise EvaluationError(f"--trainer-kwargs {name!r}: {suggestion(name, known)}.")
     return {
         "default_root_dir": str(checkpoints),
         "accelerator": options.accelerator,
@@ -254,7 +261,7 @@ def _trainer_kwargs(
         "enable_model_summary": False,
         "callbacks": [progress],
         **{name: value for name, value in ends.items() if value is not None},
-        **(settings.get("trainer_kwargs") or {}),
+        **given,
     }
 
 

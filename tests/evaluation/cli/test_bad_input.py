@@ -318,7 +318,7 @@ def test_a_file_that_fails_to_be_written_leaves_the_old_one(
     ("options", "message"),
     [
         (("--backend", "ttnn"), "backend='ttnn' cannot be had: "),
-        (("--trainer-kwargs", '{"max_epoch": 1}'), "max_epoch"),
+        (("--trainer-kwargs", '{"max_epoch": 1}'), "'max_epoch': did you mean 'max_epochs'"),
     ],
 )
 def test_what_the_machine_or_lightning_lacks_is_a_sentence(
