@@ -11,18 +11,23 @@ from torch.nn import functional as F
 
 from .problems import LinearMixture, Mixed, Scoring
 
-# Rows of zeros, in multiples of the rows there are, that one batched product is worth on CUDA.
-_MOST_PADDING = 4
-
 
 @cache
-def _cuda_kernels() -> Optional[ModuleType]:
+def _triton_kernels() -> Optional[ModuleType]:
     """Kernels of our own, where Triton is there to compile them."""
     try:
         from . import cuda
     except ImportError:
         return None
     return cuda
+
+
+def _cuda_kernels(x_TI: Tensor) -> Optional[ModuleType]:
+    """Those kernels, if these tokens are for them."""
+    if not x_TI.is_cuda or len(x_TI) == 0 or torch.jit.is_tracing():
+        return None
+    kernels = _triton_kernels()
+    return kernels if kernels is not None and x_TI.dtype in kernels.DTYPES else None
 
 
 class TorchBackend:
@@ -64,23 +69,12 @@ class TorchBackend:
     ) -> Tensor:
         if len(x_TI) == 0:
             return x_TI.new_zeros(0, contract_EFO.shape[-1])
-        kernels = _cuda_kernels() if x_TI.is_cuda else None
-        if kernels is not None and x_TI.dtype == torch.float32 and not torch.is_grad_enabled():
+        if torch.jit.is_tracing():
+            return _gated_ffn_in_trace(x_TI, weights_TK, ids_TK, expand_EIF, contract_EFO)
+        kernels = _cuda_kernels(x_TI)
+        if kernels is not None:
             return kernels.gated_ffn(x_TI, weights_TK, ids_TK, expand_EIF, contract_EFO)
-        if not (x_TI.is_cuda or torch.jit.is_tracing()):
-            return _gated_ffn_by_expert(x_TI, weights_TK, ids_TK, expand_EIF, contract_EFO)
-        num_experts, top_k = len(expand_EIF), ids_TK.shape[-1]
-        # Tokens grouped by expert, so that each expert is one product over all that chose it.
-        ids = ids_TK.flatten()
-        order = ids.argsort(stable=True)
-        grouped = x_TI.index_select(0, order // top_k)
-        counts = torch.bincount(ids, minlength=num_experts)
-        position = torch.empty_like(order)
-        position[order] = torch.arange(len(order), device=order.device)
-        gate, up = grouped_linear(grouped, expand_EIF, counts).chunk(2, dim=-1)
-        outputs = grouped_linear(F.silu(gate) * up, contract_EFO, counts)
-        outputs_TKO = outputs[position].unflatten(0, (-1, top_k))
-        return torch.bmm(weights_TK.unsqueeze(1), outputs_TKO).squeeze(1)
+        return _gated_ffn_by_expert(x_TI, weights_TK, ids_TK, expand_EIF, contract_EFO)
 
     def routed_ffn(
         self,
@@ -90,11 +84,7 @@ class TorchBackend:
         expand_EIF: Tensor,
         contract_EFO: Tensor,
     ) -> Mixed:
-        logits_TE = scoring.logits(x_TI)
-        scores_TE = logits_TE.softmax(dim=-1)
-        weights_TK, ids_TK = self.route(logits_TE, top_k)
-        if scoring.weighted_by_score:
-            weights_TK = scores_TE.gather(-1, ids_TK)
+        weights_TK, ids_TK, scores_TE = self._choose(x_TI, scoring, top_k)
         y_TO = self.gated_ffn(x_TI, weights_TK, ids_TK, expand_EIF, contract_EFO)
         return Mixed(y_TO, weights_TK, ids_TK, scores_TE)
 
@@ -112,6 +102,18 @@ class TorchBackend:
         weights_GTE = torch.zeros_like(scores_GTE).scatter(-1, ids_GTK, weights_GTK)
         y_GTO = torch.einsum("geto,gte->gto", y_GETO, weights_GTE)
         return Mixed(y_GTO, weights_GTK, ids_GTK, scores_GTE)
+
+    def _choose(self, x_TI: Tensor, scoring: Scoring, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights and numbers of the chosen experts, and the scores of all."""
+        kernels = _cuda_kernels(x_TI)
+        if kernels is not None and top_k < len(scoring.weight_EI) and not torch.is_grad_enabled():
+            return kernels.route(x_TI, scoring, top_k)
+        logits_TE = scoring.logits(x_TI)
+        scores_TE = logits_TE.softmax(dim=-1)
+        weights_TK, ids_TK = self.route(logits_TE, top_k)
+        if scoring.weighted_by_score:
+            weights_TK = scores_TE.gather(-1, ids_TK)
+        return weights_TK, ids_TK, scores_TE
 
     @staticmethod
     def _one_input_each(x: Tensor, weight_EIO: Tensor) -> Tensor:
@@ -137,6 +139,15 @@ def _gated_ffn_by_expert(
         if ids_TK.numel() <= _FEW_ROWS:
             return _gated_ffn_by_choice(*inputs)
         return _forward_by_expert(*inputs)[0]
+
+
+def _gated_ffn_in_trace(
+    x_TI: Tensor, weights_TK: Tensor, ids_TK: Tensor, expand_EIF: Tensor, contract_EFO: Tensor
+) -> Tensor:
+    """As ``Backend.gated_ffn``, so that nothing depends on how many rows each expert has."""
+    gate, up = torch.einsum("ti,tkif->tkf", x_TI, expand_EIF[ids_TK]).chunk(2, dim=-1)
+    hidden = weights_TK.unsqueeze(-1) * F.silu(gate) * up
+    return torch.einsum("tkf,tkfo->to", hidden, contract_EFO[ids_TK])
 
 
 class _Group(NamedTuple):
@@ -265,42 +276,3 @@ class _GatedFFN(torch.autograd.Function):
                 grad_x.index_add_(0, tokens, grad_expanded.T @ expand_EIF[expert].T)
         grad_weights_TK = torch.empty_like(weights).index_copy_(0, order, grad_weights)
         return grad_x, grad_weights_TK.view_as(weights_TK), None, grad_expand, grad_contract
-
-
-def grouped_linear(x: Tensor, weight_EIO: Tensor, counts_E: Tensor) -> Tensor:
-    """Consecutive groups of rows, each times a matrix of its own.
-
-    Parameters
-    ----------
-    x
-        ``[rows, I]``, the first ``counts_E[0]`` of which belong to the first expert, and so on.
-
-    Returns
-    -------
-    Tensor
-        ``[rows, O]``.
-    """
-    if torch.jit.is_tracing():
-        # A trace may not depend on how many rows each expert has.
-        ids = torch.repeat_interleave(counts_E, output_size=len(x))
-        return (x.unsqueeze(-2) @ weight_EIO[ids]).squeeze(-2)
-    counts = counts_E.tolist()
-    if x.is_cuda and max(counts) * len(counts) <= _MOST_PADDING * len(x):
-        return _padded_linear(x, weight_EIO, counts_E, max(counts))
-    # Unbinding keeps the gradient of the weights one stacked tensor.
-    parts = [
-        group @ weight
-        for group, weight in zip(x.split(counts), weight_EIO.unbind())
-        if len(group) or torch.is_grad_enabled()
-    ]
-    return torch.cat(parts)
-
-
-def _padded_linear(x: Tensor, weight_EIO: Tensor, counts_E: Tensor, largest: int) -> Tensor:
-    """As :func:`grouped_linear`, by one batched product over groups padded to the largest."""
-    ids = torch.repeat_interleave(counts_E, output_size=len(x))
-    first_E = counts_E.cumsum(0) - counts_E
-    position = torch.arange(len(x), device=x.device) - first_E[ids]
-    padded = x.new_zeros(len(weight_EIO), largest, x.shape[-1])
-    padded[ids, position] = x
-    return torch.bmm(padded, weight_EIO)[ids, position]

@@ -14,8 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moecast.backends import TorchBackend
-from moecast.backends.torch import _padded_linear, grouped_linear
+from moecast.backends import Scoring, TorchBackend
 from torch import Tensor
 
 BACKEND = TorchBackend()
@@ -103,39 +102,6 @@ def test_gated_ffn_equals_a_loop_over_tokens(given_: Problem, learning: bool) ->
 def test_no_tokens_have_no_outputs(learning: bool) -> None:
     with torch.set_grad_enabled(learning):
         assert BACKEND.gated_ffn(*problem(0, experts=3, top_k=2)).shape == (0, 2)
-
-
-def padded(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
-    return _padded_linear(x, weight, counts, int(counts.max()))
-
-
-@pytest.mark.parametrize("linear", [grouped_linear, padded])
-@settings(deadline=None, max_examples=60)
-@given(
-    st.lists(st.integers(0, 4), min_size=1, max_size=6).filter(any),
-    st.integers(1, 4),
-    st.booleans(),
-    st.integers(0, 2**16),
-)
-def test_groups_are_multiplied_by_their_own_matrix(
-    linear: Callable[[Tensor, Tensor, Tensor], Tensor],
-    counts: list[int],
-    features: int,
-    learning: bool,
-    seed: int,
-) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(sum(counts), features, generator=generator, dtype=torch.float64)
-    weight = torch.randn(len(counts), features, 2, generator=generator, dtype=torch.float64)
-    with torch.set_grad_enabled(learning):
-        outputs = linear(x, weight, torch.tensor(counts))
-    row = 0
-    for expert, count in enumerate(counts):
-        for _ in range(count):
-            expected = x[row].numpy() @ weight[expert].numpy()
-            np.testing.assert_allclose(outputs[row].numpy(), expected, rtol=0, atol=1e-12)
-            row += 1
-    assert row == len(outputs)
 
 
 @pytest.mark.parametrize("by_output", [False, True])
@@ -235,6 +201,8 @@ KERNEL_PROBLEMS = {
     "narrow": {"tokens": 70, "experts": 4, "top_k": 1, "features": 4, "hidden": 3},
     "weights by output": {"tokens": 50, "experts": 4, "top_k": 2, "by_output": True},
     "many experts": {"tokens": 40, "experts": 32, "top_k": 2, "features": 33, "hidden": 20},
+    # More choices than one block of the sort.
+    "many choices": {"tokens": 700, "experts": 3, "top_k": 2, "features": 5, "hidden": 4},
 }
 
 
@@ -244,55 +212,227 @@ def kernel_problem(name: str) -> Problem:
     return problem(**sizes, outputs=sizes["features"], dtype=torch.float32)
 
 
+class Computed(NamedTuple):
+    """What is computed of a problem, with and without gradients."""
+
+    outputs: Tensor
+    outputs_in_training: Tensor
+    gradients: tuple[Tensor, ...]
+    # By router: weights, numbers and scores.
+    chosen: dict[str, tuple[Tensor, ...]]
+
+
+def compute(given_: Problem, gated_ffn: Callable[..., Tensor], route: Callable) -> Computed:
+    """Everything that the kernels do, by the functions given."""
+    x, weights, ids, expand, contract = given_
+    with torch.inference_mode():
+        outputs = gated_ffn(*given_)
+    inputs = [tensor.detach().clone().requires_grad_() for tensor in (x, weights, expand, contract)]
+    in_training = gated_ffn(inputs[0], inputs[1], ids, *inputs[2:])
+    # Of another gradient for each output.
+    slopes = torch.arange(1.0, 1 + in_training.numel(), device=x.device).cos()
+    gradients = torch.autograd.grad(in_training, inputs, slopes.view_as(in_training))
+    router, top_k = expand[:, :, 0].contiguous(), ids.shape[-1]
+    chosen = {}
+    if top_k < len(router):
+        with torch.inference_mode():
+            for by_distance in (False, True):
+                for by_score in (False, True):
+                    scoring = Scoring(router, by_distance, by_score)
+                    chosen[f"{scoring.by_distance} {by_score}"] = route(x, scoring, top_k)
+    return Computed(outputs, in_training.detach(), gradients, chosen)
+
+
+def assert_computed(found: Computed, expected: Computed, tolerance: float = 1e-5) -> None:
+    close = {"rtol": tolerance, "atol": tolerance}
+    torch.testing.assert_close(found.outputs, expected.outputs, **close)
+    torch.testing.assert_close(found.outputs_in_training, expected.outputs, **close)
+    for one, other in zip(found.gradients, expected.gradients):
+        torch.testing.assert_close(one, other, rtol=10 * tolerance, atol=10 * tolerance)
+        assert one.stride() == other.stride()
+    assert found.chosen.keys() == expected.chosen.keys()
+    for name, (weights, ids, scores) in found.chosen.items():
+        assert torch.equal(ids, expected.chosen[name][1]), name
+        torch.testing.assert_close(weights, expected.chosen[name][0], **close)
+        torch.testing.assert_close(scores, expected.chosen[name][2], **close)
+
+
+def on_the_processor(name: str) -> Computed:
+    return compute(kernel_problem(name), BACKEND.gated_ffn, BACKEND._choose)
+
+
 # Triton decides when it is imported whether to interpret: hence a process of its own.
 INTERPRETER = """
 import sys
 import torch
+sys.path.insert(0, sys.argv[1])
 from moecast.backends import cuda
+from triton.runtime import interpreter
 
-problems = torch.load(sys.argv[1])
-with torch.inference_mode():
-    torch.save({name: cuda.gated_ffn(*given) for name, given in problems.items()}, sys.argv[2])
+# Its bounds of loops are arrays of one number, which NumPy 2.4 does not take for a number.
+patch = interpreter._patch_lang_tensor
+def patch_and_index(tensor):
+    patch(tensor)
+    tensor.__index__ = lambda self: int(self.handle.data.item())
+interpreter._patch_lang_tensor = patch_and_index
+
+from test_gated_ffn import KERNEL_PROBLEMS, compute, kernel_problem
+
+problems = {name: kernel_problem(name) for name in KERNEL_PROBLEMS}
+results = {
+    name: tuple(compute(given, cuda.gated_ffn, cuda.route)) for name, given in problems.items()
+}
+torch.save(results, sys.argv[2])
 """
 
 
 @pytest.fixture(scope="module")
-def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Computed]:
     """What the kernels give for each problem, interpreted on the CPU."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton, which comes with torch for CUDA, is not installed")
-    folder: Path = tmp_path_factory.mktemp("kernels")
-    torch.save({name: tuple(kernel_problem(name)) for name in KERNEL_PROBLEMS}, folder / "given.pt")
+    results: Path = tmp_path_factory.mktemp("kernels") / "results.pt"
     process = subprocess.run(
-        [sys.executable, "-c", INTERPRETER, str(folder / "given.pt"), str(folder / "result.pt")],
+        [sys.executable, "-c", INTERPRETER, str(Path(__file__).parent), str(results)],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert process.returncode == 0, process.stderr[-3000:]
-    return torch.load(folder / "result.pt")
+    return {name: Computed(*result) for name, result in torch.load(results).items()}
 
 
 @pytest.mark.parametrize("name", list(KERNEL_PROBLEMS))
-def test_interpreted_kernels_equal_the_torch_backend(
-    name: str, interpreted: dict[str, Tensor]
+def test_interpreted_kernels_equal_the_processor(
+    name: str, interpreted: dict[str, Computed]
 ) -> None:
-    expected = BACKEND.gated_ffn(*kernel_problem(name))
-    torch.testing.assert_close(interpreted[name], expected, rtol=1e-5, atol=1e-5)
+    assert_computed(interpreted[name], on_the_processor(name))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-@pytest.mark.parametrize("learning", [False, True], ids=["kernels", "grouped products"])
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+
+
+@needs_cuda
 @pytest.mark.parametrize("name", list(KERNEL_PROBLEMS))
-def test_cuda_equals_the_cpu(name: str, learning: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    def not_to_be_called(*_: object) -> None:
-        raise AssertionError("without gradients, the kernels compute")
-
+def test_cuda_equals_the_processor(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    if not learning:
-        monkeypatch.setattr("moecast.backends.torch.grouped_linear", not_to_be_called)
-    given_ = kernel_problem(name)
-    with torch.set_grad_enabled(learning):
-        outputs = BACKEND.gated_ffn(*(tensor.cuda() for tensor in given_))
-    np.testing.assert_allclose(outputs.cpu().numpy(), by_loop(given_), rtol=1e-5, atol=1e-5)
+    given_ = Problem(*(tensor.cuda() for tensor in kernel_problem(name)))
+    found = compute(given_, BACKEND.gated_ffn, BACKEND._choose)
+    expected = on_the_processor(name)
+    assert_computed(to_cpu(found), expected)
+
+
+def to_cpu(computed: Computed) -> Computed:
+    return Computed(
+        computed.outputs.cpu(),
+        computed.outputs_in_training.cpu(),
+        tuple(gradient.cpu() for gradient in computed.gradients),
+        {name: tuple(part.cpu() for part in parts) for name, parts in computed.chosen.items()},
+    )
+
+
+@needs_cuda
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(1, 40),
+    st.sampled_from([(1, 1, 1), (5, 2, 5), (5, 2, 2), (4, 4, 4), (6, 1, 1)]),
+    st.integers(0, 2**16),
+)
+def test_cuda_equals_a_loop_over_tokens(
+    tokens: int, experts: tuple[int, int, int], seed: int
+) -> None:
+    """By kernels in single precision, of which each width is compiled, and in double by torch."""
+    num_experts, top_k, busy = experts
+    given_ = problem(tokens, num_experts, top_k, 5, 7, 5, busy=busy, seed=seed)
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
+        x, weights, ids, expand, contract = (tensor.cuda() for tensor in given_)
+        x, weights, expand, contract = (t.to(dtype) for t in (x, weights, expand, contract))
+        found = BACKEND.gated_ffn(x, weights, ids, expand, contract).double().cpu().numpy()
+        np.testing.assert_allclose(found, by_loop(given_), rtol=tolerance, atol=tolerance)
+
+
+# Of the three sizes that rows per expert choose between.
+@needs_cuda
+@pytest.mark.parametrize("tokens", [64, 1000, 10_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cuda_in_every_tile_size(tokens: int, dtype: torch.dtype) -> None:
+    given_ = problem(tokens, 16, 2, 96, 160, 96, by_output=True, dtype=torch.float32, busy=13)
+    expected = compute(given_, BACKEND.gated_ffn, BACKEND._choose)
+    x, weights, ids, expand, contract = (tensor.cuda() for tensor in given_)
+    parts = (x.to(dtype), weights.to(dtype), ids, expand.to(dtype), contract.to(dtype))
+    found = to_cpu(compute(Problem(*parts), BACKEND.gated_ffn, BACKEND._choose))
+    pairs = [
+        (found.outputs, expected.outputs),
+        (found.outputs_in_training, expected.outputs),
+        *zip(found.gradients, expected.gradients),
+    ]
+    for one, other in pairs:
+        error = (one.double() - other.double()).norm() / other.double().norm()
+        assert error < (1e-5 if dtype == torch.float32 else 1e-2)
+
+
+@needs_cuda
+@pytest.mark.parametrize("learning", [False, True])
+def test_cuda_under_autocast_is_half_precision(learning: bool) -> None:
+    x, weights, ids, expand, contract = (
+        tensor.cuda() for tensor in problem(50, 4, 2, 16, 24, 16, dtype=torch.float32)
+    )
+    expand.requires_grad_(learning)
+    with torch.autocast("cuda", torch.bfloat16):
+        outputs = BACKEND.gated_ffn(x, weights, ids, expand, contract)
+    assert outputs.dtype == torch.bfloat16
+    exact = BACKEND.gated_ffn(x, weights, ids, expand, contract)
+    torch.testing.assert_close(outputs.float(), exact, rtol=0.1, atol=0.05)
+    if learning:
+        outputs.float().square().sum().backward()
+        assert expand.grad.dtype == torch.float32
+
+
+@needs_cuda
+def test_a_cuda_graph_takes_any_routing() -> None:
+    """What was recorded with one routing is replayed with others."""
+    given_ = problem(60, 8, 2, 32, 48, 32, by_output=True, dtype=torch.float32)
+    x, _, _, expand, contract = (tensor.cuda() for tensor in given_)
+    scoring = Scoring(expand[:, :, 0].contiguous(), by_distance=True, weighted_by_score=False)
+
+    def run() -> Tensor:
+        return BACKEND.routed_ffn(x, scoring, 2, expand, contract).y_TO
+
+    with torch.inference_mode():
+        run()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            recorded = run()
+        for seed in range(3):
+            x.copy_(torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)))
+            graph.replay()
+            torch.testing.assert_close(recorded, run(), rtol=0, atol=0)
+
+
+@needs_cuda
+def test_nothing_waits_for_the_device() -> None:
+    given_ = problem(60, 8, 2, 32, 48, 32, by_output=True, dtype=torch.float32)
+    x, weights, ids, expand, contract = (tensor.cuda() for tensor in given_)
+    expand.requires_grad_()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        BACKEND.gated_ffn(x, weights, ids, expand, contract).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_cuda
+@pytest.mark.parametrize("learning", [False, True])
+def test_compiled_is_the_same_on_cuda(learning: bool) -> None:
+    given_ = problem(60, 8, 2, 32, 48, 32, by_output=True, dtype=torch.float32)
+    x, weights, ids, expand, contract = (tensor.cuda() for tensor in given_)
+    expand.requires_grad_(learning)
+    expected = BACKEND.gated_ffn(x, weights, ids, expand, contract)
+    found = torch.compile(BACKEND.gated_ffn)(x, weights, ids, expand, contract)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    if learning:
+        (gradient,) = torch.autograd.grad(found.sum(), [expand])
+        (expected_gradient,) = torch.autograd.grad(expected.sum(), [expand])
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-4)
