@@ -22,13 +22,24 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Tile(NamedTuple):
-    """How a product is cut up, and what works on one piece."""
+    """How a product is cut up, and what works on one piece.
+
+    Attributes
+    ----------
+    rows, columns, depth
+        Of the piece that is computed at once, and how much of the sum in one step.
+    num_warps, num_stages
+        Threads by 32, and steps whose numbers are on their way at once.
+    span
+        Pieces side by side that one program computes one after the other.
+    """
 
     rows: int
     columns: int
     depth: int
     num_warps: int
     num_stages: int
+    span: int = 1
 
 
 class Tiles(NamedTuple):
@@ -130,37 +141,39 @@ def _expand_kernel(
     top_k: tl.constexpr, features: tl.constexpr, hidden_features: tl.constexpr,
     expert_stride: tl.constexpr, row_stride: tl.constexpr, column_stride: tl.constexpr,
     num_experts: tl.constexpr, kept_for_backward: tl.constexpr, precision: tl.constexpr,
-    rows: tl.constexpr, columns: tl.constexpr, depth: tl.constexpr,
+    rows: tl.constexpr, columns: tl.constexpr, depth: tl.constexpr, span: tl.constexpr,
 ):  # fmt: skip
     """``SiLU(x @ gate) * (x @ up)`` of the rows of one tile, gathered from the tokens."""
     # Neighbouring programs share the rows, which are then still in the cache.
-    wide: tl.constexpr = (hidden_features + columns - 1) // columns
+    spans: tl.constexpr = (hidden_features + columns * span - 1) // (columns * span)
     expert, row, end, inside = _expert_of_tile(
-        tl.program_id(0) // wide, ends_ptr, num_blocks, num_experts, rows
+        tl.program_id(0) // spans, ends_ptr, num_blocks, num_experts, rows
     )
     if not inside:
         return
     r = row + tl.arange(0, rows)
     token = (tl.load(order_ptr + tl.minimum(r, end - 1)) // top_k).to(tl.int64)
+    kept = (r < end)[:, None]
+    r = r.to(tl.int64)[:, None]
     k = tl.arange(0, depth)
     x_at = x_ptr + token[:, None] * features + k[None, :]
     # The columns of gate and up alternate, so that each pair ends in the same thread.
-    first = (tl.program_id(0) % wide) * columns
     pair = tl.arange(0, 2 * columns)
-    column = (first + pair // 2) % hidden_features + (pair % 2) * hidden_features
-    weight_at = weight_ptr + expert * expert_stride
-    weight_at += k[:, None] * row_stride + column[None, :] * column_stride
-    total = _product(x_at, weight_at, row_stride, features, precision, rows, 2 * columns, depth)
-    gate, up = tl.split(tl.reshape(total, (rows, columns, 2)))
-    hidden = gate * tl.sigmoid(gate) * up
-    c = first + tl.arange(0, columns)
-    kept = (r < end)[:, None] & (c < hidden_features)[None, :]
-    r = r.to(tl.int64)
-    tl.store(hidden_ptr + r[:, None] * hidden_features + c[None, :], hidden, mask=kept)
-    if kept_for_backward:
-        at = expanded_ptr + r[:, None] * (2 * hidden_features) + c[None, :]
-        tl.store(at, gate, mask=kept)
-        tl.store(at + hidden_features, up, mask=kept)
+    for number in range(span):
+        first = ((tl.program_id(0) % spans) * span + number) * columns
+        column = (first + pair // 2) % hidden_features + (pair % 2) * hidden_features
+        weight_at = weight_ptr + expert * expert_stride
+        weight_at += k[:, None] * row_stride + column[None, :] * column_stride
+        total = _product(x_at, weight_at, row_stride, features, precision, rows, 2 * columns, depth)
+        gate, up = tl.split(tl.reshape(total, (rows, columns, 2)))
+        c = (first + tl.arange(0, columns))[None, :]
+        within = kept & (c < hidden_features)
+        hidden = gate * tl.sigmoid(gate) * up
+        tl.store(hidden_ptr + r * hidden_features + c, hidden, mask=within)
+        if kept_for_backward:
+            at = expanded_ptr + r * (2 * hidden_features) + c
+            tl.store(at, gate, mask=within)
+            tl.store(at + hidden_features, up, mask=within)
 
 
 @triton.jit
@@ -169,29 +182,30 @@ def _contract_kernel(
     hidden_features: tl.constexpr, features: tl.constexpr,
     expert_stride: tl.constexpr, row_stride: tl.constexpr, column_stride: tl.constexpr,
     num_experts: tl.constexpr, precision: tl.constexpr,
-    rows: tl.constexpr, columns: tl.constexpr, depth: tl.constexpr,
+    rows: tl.constexpr, columns: tl.constexpr, depth: tl.constexpr, span: tl.constexpr,
 ):  # fmt: skip
     """``hidden @ contract`` of the rows of one tile, written where they came from."""
-    wide: tl.constexpr = (features + columns - 1) // columns
+    spans: tl.constexpr = (features + columns * span - 1) // (columns * span)
     expert, row, end, inside = _expert_of_tile(
-        tl.program_id(0) // wide, ends_ptr, num_blocks, num_experts, rows
+        tl.program_id(0) // spans, ends_ptr, num_blocks, num_experts, rows
     )
     if not inside:
         return
     r = row + tl.arange(0, rows)
-    kept = r < end
+    kept = (r < end)[:, None]
     r = tl.minimum(r, end - 1)
-    place = tl.load(order_ptr + r).to(tl.int64)
+    place = tl.load(order_ptr + r).to(tl.int64)[:, None]
     k = tl.arange(0, depth)
     hidden_at = hidden_ptr + r.to(tl.int64)[:, None] * hidden_features + k[None, :]
-    c = (tl.program_id(0) % wide) * columns + tl.arange(0, columns)
-    weight_at = weight_ptr + expert * expert_stride
-    weight_at += k[:, None] * row_stride + (c % features)[None, :] * column_stride
-    total = _product(
-        hidden_at, weight_at, row_stride, hidden_features, precision, rows, columns, depth
-    )
-    at = out_ptr + place[:, None] * features + c[None, :]
-    tl.store(at, total, mask=kept[:, None] & (c < features)[None, :])
+    for number in range(span):
+        c = ((tl.program_id(0) % spans) * span + number) * columns + tl.arange(0, columns)
+        weight_at = weight_ptr + expert * expert_stride
+        weight_at += k[:, None] * row_stride + (c % features)[None, :] * column_stride
+        total = _product(
+            hidden_at, weight_at, row_stride, hidden_features, precision, rows, columns, depth
+        )
+        within = kept & (c < features)[None, :]
+        tl.store(out_ptr + place * features + c[None, :], total, mask=within)
 
 
 @triton.jit
@@ -380,6 +394,10 @@ def _sort(ids_TK: Tensor, num_experts: int) -> _Sorted:
     return _Sorted(order, ends.view(num_experts, num_blocks))
 
 
+def _without_span(tile: Tile) -> dict[str, int]:
+    return {name: size for name, size in tile._asdict().items() if name != "span"}
+
+
 class _Launcher:
     """The kernels over one set of sorted choices."""
 
@@ -394,7 +412,7 @@ class _Launcher:
 
     def grid(self, tile: Tile, columns: int) -> tuple[int]:
         most_tiles = len(self.order) // tile.rows + self.num_experts
-        return (most_tiles * triton.cdiv(columns, tile.columns),)
+        return (most_tiles * triton.cdiv(columns, tile.columns * tile.span),)
 
     def expand(self, x_TI: Tensor, weight_EIF: Tensor, expanded_RF: Optional[Tensor]) -> Tensor:
         """The hidden layer ``[R, H]``; gate and up are left in ``expanded_RF``, if there is one."""
@@ -440,14 +458,14 @@ class _Launcher:
         _, hidden_features, features = weight_EHO.shape
         hidden_RH = grad_TO.new_empty(len(self.order), hidden_features)
         expanded_grad_RF = torch.empty_like(expanded_RF)
-        tile = self.tiles.expand
+        tile = self.tiles.expand._replace(span=1)
         parts = triton.cdiv(hidden_features, tile.columns)
         partial = torch.empty(len(self.order), parts, device=grad_TO.device)
         _hidden_gradient_kernel[self.grid(tile, hidden_features)](
             grad_TO, self.order, weights_TK, weight_EHO, expanded_RF, expanded_grad_RF, hidden_RH,
             partial, self.ends, self.ends.shape[1],
             self.top_k, hidden_features, features, *weight_EHO.stride(),
-            num_experts=self.num_experts, precision=self.precision, **tile._asdict(),
+            num_experts=self.num_experts, precision=self.precision, **_without_span(tile),
         )  # fmt: skip
         by_choice = torch.empty_like(partial[:, 0]).index_copy_(
             0, self.order.long(), partial.sum(dim=1)
@@ -463,7 +481,7 @@ class _Launcher:
         _weight_gradient_kernel[(pieces, self.num_experts)](
             a, b, self.order, gradient, self.ends, self.ends.shape[1],
             self.top_k, a_of_tokens, b_of_tokens, a.shape[1], b.shape[1], *gradient.stride(),
-            precision=self.precision, **tile._asdict(),
+            precision=self.precision, **_without_span(tile),
         )  # fmt: skip
         return gradient
 

@@ -1,6 +1,6 @@
 """Routing and expert matrices in plain torch, for CPU and CUDA."""
 
-from functools import cache
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, NamedTuple, Optional
 
@@ -11,23 +11,16 @@ from torch.nn import functional as F
 
 from .problems import LinearMixture, Mixed, Scoring
 
-
-@cache
-def _triton_kernels() -> Optional[ModuleType]:
-    """Kernels of our own, where Triton is there to compile them."""
-    try:
-        from . import cuda
-    except ImportError:
-        return None
-    return cuda
+_HAS_TRITON = find_spec("triton") is not None
 
 
 def _cuda_kernels(x_TI: Tensor) -> Optional[ModuleType]:
-    """Those kernels, if these tokens are for them."""
-    if not x_TI.is_cuda or len(x_TI) == 0 or torch.jit.is_tracing():
+    """Kernels of our own, if there is Triton to compile them, and these tokens are for them."""
+    if not (_HAS_TRITON and x_TI.is_cuda) or len(x_TI) == 0 or torch.jit.is_tracing():
         return None
-    kernels = _triton_kernels()
-    return kernels if kernels is not None and x_TI.dtype in kernels.DTYPES else None
+    from . import cuda
+
+    return cuda if x_TI.dtype in cuda.DTYPES else None
 
 
 class TorchBackend:

@@ -69,13 +69,16 @@ def candidates(kind: str, dtype: torch.dtype, tokens: int) -> List[Tile]:
     """Tiles worth trying, of which some need more memory than there is."""
     rows_per_expert = tokens * TOP_K / NUM_EXPERTS
     if kind == "gradient":
-        return [Tile(*sizes) for sizes in product((64, 128), (64, 128), (32, 64), (4, 8), (3,))]
-    if dtype == torch.float32:
-        rows = (16, 32, 64, 128)
-        return [Tile(*sizes) for sizes in product(rows, (32, 64), (32,), (4, 8), (2, 3))]
-    if rows_per_expert <= 64:
-        return [Tile(*sizes) for sizes in product((16, 32, 64), (32, 64), (64, 128), (4,), (3, 5))]
-    return [Tile(*sizes) for sizes in product((64, 128), (64, 128, 256), (64,), (4, 8), (3, 4))]
+        sizes = product((64, 128), (64, 128), (32, 64), (4, 8), (3,))
+    elif dtype == torch.float32:
+        sizes = product((16, 32, 64, 128), (32, 64), (32,), (4, 8), (2, 3))
+    elif rows_per_expert <= 64:
+        sizes = product((16, 32, 64), (32, 64), (64, 128), (4,), (3, 5))
+    elif kind == "expand":
+        sizes = product((64, 128), (64, 128), (64,), (4, 8), (3, 4), (1, 2, 4))
+    else:
+        sizes = product((64, 128), (128, 256), (64,), (4, 8), (3, 4), (1, 3))
+    return [Tile(*each) for each in sizes]
 
 
 class Layer:

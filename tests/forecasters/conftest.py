@@ -22,6 +22,17 @@ for name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.ERROR)
 
 
+@pytest.fixture(autouse=True)
+def on_the_processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``device="auto"`` is the CPU on any machine, for tests that call networks themselves."""
+
+    def resolve(device: str | torch.device) -> torch.device:
+        return torch.device("cpu") if device == "auto" else torch.device(device)
+
+    if "on_cuda" not in request.keywords:
+        monkeypatch.setattr("gluonts.torch.model.predictor.resolve_device", resolve)
+
+
 @pytest.fixture(params=list(MODELS))
 def model(request: pytest.FixtureRequest) -> str:
     """Every model in turn."""
