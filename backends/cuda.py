@@ -56,7 +56,7 @@ def tiles_for(dtype: torch.dtype, rows_per_expert: float, hidden_features: int) 
         if rows_per_expert <= 8:
             return Tiles(Tile(16, 32, 32, 4, 3), Tile(16, 32, 32, 4, 3), Tile(64, 64, 32, 4, 3))
         if rows_per_expert <= 64:
-            return Tiles(Tile(32, 64, 32, 4, 3), Tile(32, 64, 32, 4, 3), Tile(64, 64, 32, 4, 3))
+            return Tiles(Tile(64, 32, 32, 4, 3), Tile(64, 64, 32, 4, 3), Tile(64, 64, 32, 4, 3))
         return Tiles(Tile(128, 32, 32, 4, 3), Tile(64, 64, 32, 4, 3), Tile(64, 64, 32, 4, 3))
     if rows_per_expert <= 8:
         return Tiles(Tile(16, 32, 64, 4, 3), Tile(16, 64, 128, 4, 3), Tile(64, 64, 32, 4, 3))
@@ -65,7 +65,7 @@ def tiles_for(dtype: torch.dtype, rows_per_expert: float, hidden_features: int) 
     if rows_per_expert <= 256:
         return Tiles(Tile(64, 64, 64, 4, 3), Tile(64, 128, 64, 4, 3), Tile(128, 128, 64, 4, 3))
     if hidden_features < 1024:
-        return Tiles(Tile(128, 64, 64, 8, 3), Tile(128, 128, 64, 8, 3), Tile(64, 128, 64, 4, 3))
+        return Tiles(Tile(128, 128, 64, 8, 3, 2), Tile(128, 128, 64, 8, 3), Tile(64, 128, 64, 4, 3))
     return Tiles(Tile(128, 128, 64, 8, 3), Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3))
 
 

@@ -6,6 +6,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
 from .fields import FrozenSettings
@@ -175,8 +176,8 @@ class ForecastModule(pl.LightningModule):
                 {"params": others, "weight_decay": 0.0},
             ],
             lr=config.lr,
-            # Lightning cannot clip gradients for a fused optimiser under a gradient scaler.
-            fused=self.trainer.scaler is None,
+            # Lightning refuses to clip gradients of a fused optimiser in mixed precision.
+            fused=not isinstance(self.trainer.precision_plugin, MixedPrecision),
         )
         factor, interval = self._lr_factor()
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -468,3 +468,20 @@ def test_shuffle_buffer_length_is_taken(make_any: Factory) -> None:
     plain = make_any().train(series())
     buffered = make_any().train(series(), shuffle_buffer_length=10)
     assert same_weights(plain.network, buffered.network)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped_in_any_precision(make_any: Factory, precision: str) -> None:
+    """A norm of next to nothing, which every gradient exceeds."""
+    before: list[torch.Tensor] = []
+
+    class Start(pl.Callback):
+        def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            before.extend(parameter.detach().clone() for parameter in pl_module.parameters())
+
+    trainer = {**QUIET, "max_epochs": 1, "precision": precision, "gradient_clip_val": 1e-12}
+    estimator = make_any(trainer_kwargs={**trainer, "callbacks": [Start()]}, weight_decay=0.0)
+    network = estimator.train_model(series()).trained_net.network
+    # Adam divides by the size of the gradient and 1e-8 besides.
+    for then, now in zip(before, network.parameters()):
+        torch.testing.assert_close(now, then, rtol=0, atol=1e-4)
