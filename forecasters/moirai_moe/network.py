@@ -45,7 +45,7 @@ class Variates(NamedTuple):
     scale: Tensor
 
     def without_last(self) -> "Variates":
-        """Without the last patch, which nothing is told from where it is to be told."""
+        """Without the last patch, after which nothing is told in training."""
         present = None if self.present is None else self.present[:, :-1]
         return self._replace(patches=self.patches[:, :-1], present=present)
 
@@ -164,7 +164,8 @@ class MoiraiMoENetwork(ForecastNetwork):
 
         In training, a first part of each window of random length serves for its location and
         scale alone, and the loss is that of the rest (section 3.2.1 of the paper, where that part
-        is fixed). Otherwise it is that of the horizon.
+        is fixed). Otherwise it is that of the horizon. Short windows share rows, see
+        :mod:`.packing`.
         """
         context = self.whole_context(batch, patch_size)
         past = context[0].shape[1] // patch_size
@@ -276,6 +277,8 @@ class MoiraiMoENetwork(ForecastNetwork):
         keep: bool = False,
     ) -> Tuple[Tensor, Dict[str, Routing], List[KeysAndValues]]:
         """Features of the target's tokens, the routers' decisions, and keys and values.
+
+        Where all patches are wanted and nothing is kept, windows are packed if that pays.
 
         Parameters
         ----------

@@ -95,8 +95,8 @@ def test_what_is_packed_comes_back(lengths: list[int], num_patches: int) -> None
     [
         ([20] * 10, False),
         ([20] * 9 + [1], False),
-        ([20] * 8 + [10] * 2, False),
-        ([20] * 6 + [10] * 4, True),
+        ([20] * 18 + [10] * 2, False),
+        ([20] * 8 + [10] * 2, True),
         # Nothing shares a row, but all begin late.
         ([15] * 10, True),
         ([1], True),
