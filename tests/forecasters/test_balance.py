@@ -132,7 +132,7 @@ def test_padding_counts_in_no_loss_no_usage_and_no_share() -> None:
     torch.testing.assert_close(balance_loss(padded), balance_loss(plain))
     (gradient,) = torch.autograd.grad(balance_loss(padded), scores)
     assert (gradient[~counted] == 0).all()
-    assert (gradient[counted] != 0).all()
+    assert (gradient[counted] != 0).any(dim=-1).all()
 
     usage = {"padded": ExpertUsage(), "plain": ExpertUsage()}
     usage["padded"].update({"r": padded})
