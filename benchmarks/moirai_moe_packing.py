@@ -1,8 +1,9 @@
-"""Training steps of MOIRAI-MoE with short windows in rows of their own, and several in one row.
+r"""Training steps of MOIRAI-MoE with short windows in rows of their own, and several in one row.
 
     OMP_NUM_THREADS=1 python benchmarks/moirai_moe_packing.py --data ../shared/data
     OMP_NUM_THREADS=1 python benchmarks/moirai_moe_packing.py --shares
-    OMP_NUM_THREADS=1 python benchmarks/moirai_moe_packing.py --shape small --batches 2 --rounds 3
+    OMP_NUM_THREADS=1 python benchmarks/moirai_moe_packing.py --shape small --batches 2 --rounds 3 \
+        --only "walks as all three"
     python benchmarks/moirai_moe_packing.py --device cuda --shape small
 
 Windows of context 512 are drawn as in training from series of the lengths of hospital,
@@ -91,6 +92,7 @@ def draw(entries: List[DataEntry], arguments: argparse.Namespace) -> List[Batch]
     """Batches as in training."""
     estimator = make_estimator(arguments)
     module = estimator.create_lightning_module()
+    torch.manual_seed(arguments.seed)
     return list(estimator.create_training_data_loader(entries, module))
 
 
