@@ -24,11 +24,14 @@ class Routing(NamedTuple):
         Indices of the chosen experts; 0 to E - 1 in order where all are.
     scores_TE
         Softmax over all experts, before any was left out.
+    counted_T
+        Which tokens count in balance and usage, which padding does not; ``None`` if all do.
     """
 
     weights_TK: Tensor
     ids_TK: Tensor
     scores_TE: Tensor
+    counted_T: Optional[Tensor] = None
 
     @property
     def num_experts(self) -> int:

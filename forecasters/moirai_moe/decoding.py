@@ -110,7 +110,8 @@ class PathSampler:
             covariates = known[:, step].unsqueeze(1).expand(-1, num_samples, -1, -1)
             patches = torch.cat([target, covariates], dim=2)
             x_BMVD = network.embed(patches, self.inputs, patch_size)
-            rotation = network.rotation(past + step, 1, num_variates, x_BMVD.device)
+            positions = torch.full((num_variates,), past + step, device=x_BMVD.device)
+            rotation = network.rotation(positions)
             for layer, cache, since in zip(network.transformer_layers, caches, generated):
                 keys, values = since[..., : (step + 1) * num_variates, :]
                 x_BMVD = layer.step(x_BMVD, rotation, cache, visibility, (keys, values))

@@ -20,6 +20,7 @@ from ..network import ForecastNetwork, Mixture, NetworkOutput
 from ..scaling import WindowScaler
 from .config import MoiraiMoEConfig
 from .layers import KeysAndValues, RMSNorm, Rotation, TransformerLayer, Visibility
+from .packing import Slots, find_packing
 
 _SMALLEST_PREFIX = 0.3
 _ENOUGH_PATCHES = 4
@@ -42,6 +43,11 @@ class Variates(NamedTuple):
     present: Optional[Tensor]
     loc: Tensor
     scale: Tensor
+
+    def without_last(self) -> "Variates":
+        """Without the last patch, after which nothing is told in training."""
+        present = None if self.present is None else self.present[:, :-1]
+        return self._replace(patches=self.patches[:, :-1], present=present)
 
 
 class PatchLinear(nn.Module):
@@ -158,7 +164,8 @@ class MoiraiMoENetwork(ForecastNetwork):
 
         In training, a first part of each window of random length serves for its location and
         scale alone, and the loss is that of the rest (section 3.2.1 of the paper, where that part
-        is fixed). Otherwise it is that of the horizon.
+        is fixed). Otherwise it is that of the horizon. Short windows share rows, see
+        :mod:`.packing`.
         """
         context = self.whole_context(batch, patch_size)
         past = context[0].shape[1] // patch_size
@@ -176,8 +183,8 @@ class MoiraiMoENetwork(ForecastNetwork):
         patch_of_step = torch.arange(target.shape[1], device=target.device) // patch_size
         before = (patch_of_step < prefix.unsqueeze(1)).unsqueeze(-1)
         variates = self.variates_of(batch, patch_size, target, observed, observed * before, future)
-        hidden, routings, _ = self.encode(variates, batch, patch_size)
-        distr_args = self.parameters_after(hidden[:, :-1], patch_size)
+        hidden, routings, _ = self.encode(variates.without_last(), batch, patch_size)
+        distr_args = self.parameters_after(hidden, patch_size)
         told = observed * ~before
         if not self.training:
             told[:, past * patch_size : past * patch_size + self.window.lead_time] = 0.0
@@ -271,6 +278,8 @@ class MoiraiMoENetwork(ForecastNetwork):
     ) -> Tuple[Tensor, Dict[str, Routing], List[KeysAndValues]]:
         """Features of the target's tokens, the routers' decisions, and keys and values.
 
+        Where all patches are wanted and nothing is kept, windows are packed if that pays.
+
         Parameters
         ----------
         last
@@ -281,60 +290,58 @@ class MoiraiMoENetwork(ForecastNetwork):
         Returns
         -------
         hidden, routings, caches
-            ``[B, L, C, D]``, C of the target only; a routing and, if kept, a pair of keys and
-            values for each layer.
+            ``[B, L, C, D]``, C of the target only, of no meaning for padding; a routing and, if
+            kept, a pair of keys and values for each layer.
         """
         embedded = self.embed(variates.patches, inputs, patch_size)
-        num_patches, num_variates = embedded.shape[1:3]
-        x_BSD = embedded.flatten(1, 2)
-        rotation = self.rotation(0, num_patches, num_variates, x_BSD.device)
-        visibility = self._visibility(variates, inputs, num_variates)
+        packing = find_packing(variates.present) if last is None and not keep else None
+        if packing is None:
+            slots = Slots.of_windows(embedded.shape[1], variates.present, embedded.device)
+        else:
+            embedded, slots = packing.pack(embedded), packing.slots
+        num_variates = embedded.shape[2]
+        x_BSD, tokens = embedded.flatten(1, 2), slots.of_tokens(num_variates)
+        rotation = self.rotation(tokens.position)
+        seen = self._seen(tokens, inputs, patch_size, num_variates)
+        visibility = _visibility(tokens, seen, num_variates)
         routings, caches = {}, []
         for i, layer in enumerate(self.transformer_layers):
             wanted = None if last is None or i < len(self.layers) - 1 else last * num_variates
-            seen = visibility if wanted is None else _of_last(visibility, wanted)
+            visible = visibility if wanted is None else _of_last(visibility, wanted)
             if self.config.gradient_checkpointing and torch.is_grad_enabled():
                 x_BSD, routing, cache = checkpoint(
-                    layer, x_BSD, rotation, seen, wanted, use_reentrant=False
+                    layer, x_BSD, rotation, visible, wanted, use_reentrant=False
                 )
             else:
-                x_BSD, routing, cache = layer(x_BSD, rotation, seen, wanted)
+                x_BSD, routing, cache = layer(x_BSD, rotation, visible, wanted)
+            if seen is not None:
+                counted = seen if wanted is None else seen[:, -wanted:]
+                routing = routing._replace(counted_T=counted.expand(x_BSD.shape[:2]))
             routings[f"layers.{i}.router"] = routing
             if keep:
                 caches.append(cache)
         hidden = self.norm(x_BSD).unflatten(1, (-1, num_variates))
-        return hidden[:, :, : self.window.target_dim], routings, caches
+        hidden = hidden[:, :, : self.window.target_dim]
+        return hidden if packing is None else packing.unpack(hidden), routings, caches
 
-    def rotation(
-        self, first: int, num_patches: int, num_variates: int, device: torch.device
-    ) -> Rotation:
-        """By which the tokens of these patches are turned, ``[S, 1, …]``."""
-        positions = torch.arange(first, first + num_patches, device=device)
-        positions = positions.repeat_interleave(num_variates).unsqueeze(-1)
-        return Rotation.of_positions(positions, self.config.d_model // self.config.num_heads)
+    def rotation(self, positions: Tensor) -> Rotation:
+        """By which tokens at these positions ``[…, S]`` are turned, ``[…, S, 1, H / 4]``."""
+        head_features = self.config.d_model // self.config.num_heads
+        return Rotation.of_positions(positions.unsqueeze(-1), head_features)
 
-    def _visibility(
-        self, variates: Variates, inputs: Mapping[str, Tensor], num_variates: int
-    ) -> Visibility:
-        """Tokens see those of their own time and before, but no padding."""
-        present = variates.present
-        if present is None and num_variates == 1:
-            return Visibility(None, None)
-        num_patches, device = variates.patches.shape[1], variates.patches.device
-        if present is None:
-            present = torch.ones(1, num_patches, dtype=torch.bool, device=device)
-        past_only = inputs.get(PAST_FEAT_DYNAMIC_REAL)
-        context = self.config.num_context_patches(variates.patches.shape[-1])
-        variate = torch.arange(num_variates, device=device).repeat(num_patches)
-        time = torch.arange(num_patches, device=device).repeat_interleave(num_variates)
-        keys = present.repeat_interleave(num_variates, dim=1)
-        if past_only is not None and num_patches > context:
-            # Covariates known in the past have no tokens in the future.
-            keys = keys & ((variate < num_variates - past_only.shape[-1]) | (time < context))
-        itself = torch.eye(len(time), dtype=torch.bool, device=device)
-        allowed = ((time <= time.unsqueeze(1)) & keys.unsqueeze(1)) | itself
-        same = variate == variate.unsqueeze(1) if num_variates > 1 else None
-        return Visibility(allowed.unsqueeze(1), same)
+    def _seen(
+        self, tokens: Slots, inputs: Mapping[str, Tensor], patch_size: int, num_variates: int
+    ) -> Optional[Tensor]:
+        """Which tokens are neither padding nor unknown ``[R or 1, S]``; ``None`` if all are."""
+        if PAST_FEAT_DYNAMIC_REAL not in inputs:
+            return tokens.present
+        # Covariates known in the past have no tokens in the future.
+        num_known = num_variates - inputs[PAST_FEAT_DYNAMIC_REAL].shape[-1]
+        variate = torch.arange(tokens.position.shape[1], device=tokens.position.device)
+        variate = variate % num_variates
+        context = self.config.num_context_patches(patch_size)
+        known = (variate < num_known) | (tokens.position < context)
+        return known if tokens.present is None else known & tokens.present
 
     def parameters_after(self, hidden: Tensor, patch_size: int) -> Tuple[Tensor, ...]:
         """The head's parameters of the patches after these tokens.
@@ -369,6 +376,22 @@ def _present(observed_BTC: Tensor, patch_size: int) -> Tensor:
     seen = observed_BTC.any(dim=-1).unflatten(1, (-1, patch_size)).any(dim=-1)
     seen[:, -1] = True
     return seen.cummax(dim=1).values
+
+
+def _visibility(tokens: Slots, seen: Optional[Tensor], num_variates: int) -> Visibility:
+    """Tokens see those of their window, of their own time and before, but no padding."""
+    if seen is None and num_variates == 1:
+        return Visibility(None, None)
+    allowed = tokens.position.unsqueeze(1) <= tokens.position.unsqueeze(2)
+    if tokens.window is not None:
+        allowed = allowed & (tokens.window.unsqueeze(1) == tokens.window.unsqueeze(2))
+    if seen is not None:
+        allowed = allowed & seen.unsqueeze(1)
+    num_tokens, device = allowed.shape[-1], allowed.device
+    allowed = allowed | torch.eye(num_tokens, dtype=torch.bool, device=device)
+    variate = torch.arange(num_tokens, device=device) % num_variates
+    same = variate == variate.unsqueeze(1) if num_variates > 1 else None
+    return Visibility(allowed.unsqueeze(1), same)
 
 
 def _of_last(visibility: Visibility, queries: int) -> Visibility:

@@ -5,7 +5,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moecast.forecasters.moe import ExpertUsage, Routing, balance_loss, total_balance_loss
+from moecast.forecasters.moe import (
+    ExpertUsage,
+    Routing,
+    balance_loss,
+    total_balance_loss,
+    window_shares,
+)
 
 
 def routing_to(ids: list, scores: list) -> Routing:
@@ -114,3 +120,27 @@ def test_every_token_counts_the_same_in_usage_whatever_its_weights_sum_to() -> N
     two = Routing(torch.tensor([[0.1, 0.3]]), torch.tensor([[2, 0]]), scores[:1])
     usage.update({"two": two})
     np.testing.assert_allclose(usage.weight_share["two"], [0.75, 0.0, 0.25], atol=1e-6)
+
+
+def test_padding_counts_in_no_loss_no_usage_and_no_share() -> None:
+    torch.manual_seed(0)
+    scores = torch.randn(3, 4, 5).softmax(dim=-1).requires_grad_()
+    chosen = scores.topk(2, dim=-1)
+    counted = torch.tensor([[False, True, True, True], [True] * 4, [False, False, False, True]])
+    padded = Routing(chosen.values, chosen.indices, scores, counted)
+    plain = Routing(chosen.values[counted], chosen.indices[counted], scores[counted])
+    torch.testing.assert_close(balance_loss(padded), balance_loss(plain))
+    (gradient,) = torch.autograd.grad(balance_loss(padded), scores)
+    assert (gradient[~counted] == 0).all()
+    assert (gradient[counted] != 0).any(dim=-1).all()
+
+    usage = {"padded": ExpertUsage(), "plain": ExpertUsage()}
+    usage["padded"].update({"r": padded})
+    usage["plain"].update({"r": plain})
+    for name in ("weight_share", "chosen_share"):
+        shares = [getattr(of_one, name)["r"] for of_one in usage.values()]
+        np.testing.assert_allclose(*shares, rtol=1e-6)
+    shares = window_shares({"r": padded})["r"]
+    for window, share in enumerate(shares):
+        own = (part[window : window + 1, counted[window]] for part in padded[:3])
+        torch.testing.assert_close(share, window_shares({"r": Routing(*own)})["r"][0])

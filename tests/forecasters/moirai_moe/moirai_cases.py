@@ -39,7 +39,7 @@ def network_of(**settings: Any) -> MoiraiMoENetwork:
 
 
 def inputs_of(
-    network: MoiraiMoENetwork, *, mixed: bool = False, seed: int = 0
+    network: MoiraiMoENetwork, *, mixed: bool = False, seed: int = 0, number: int = BATCH
 ) -> dict[str, Tensor]:
     """Random windows.
 
@@ -48,26 +48,49 @@ def inputs_of(
     mixed
         Of four series, let the second start late, within a patch, the third have one value, and
         the fourth gaps.
+    number
+        Of windows.
     """
     generator = torch.Generator().manual_seed(seed)
     inputs = {
         name: torch.randn(spec.shape, generator=generator)
-        for name, spec in network.describe_inputs(BATCH).items()
+        for name, spec in network.describe_inputs(number).items()
     }
     inputs["past_target"] = 3 * inputs["past_target"] + 5
     inputs["past_observed_values"] = torch.ones_like(inputs["past_observed_values"])
     if "feat_static_cat" in inputs:
-        inputs["feat_static_cat"] = torch.arange(BATCH)[:, None] % torch.tensor([[3, 2]])
+        inputs["feat_static_cat"] = torch.arange(number)[:, None] % torch.tensor([[3, 2]])
     if mixed:
         observed = inputs["past_observed_values"]
         for series, steps in ((1, 5), (2, observed.shape[1] - 1)):
-            observed[series, :steps] = 0.0
-            inputs["past_target"][series, :steps] = inputs["past_target"][series, steps]
-            for name in ("feat_dynamic_real", "past_feat_dynamic_real"):
-                if name in inputs:
-                    inputs[name][series, :steps] = torch.nan
+            start_late(inputs, series, steps)
         observed[3, 2:4] = observed[3, 6:11] = observed[3, -1:] = 0.0
     return inputs
+
+
+def start_late(inputs: dict[str, Tensor], series: int, steps: int) -> None:
+    """Let a series begin after so many steps of its window."""
+    inputs["past_observed_values"][series, :steps] = 0.0
+    inputs["past_target"][series, :steps] = inputs["past_target"][series, steps].clone()
+    for name in ("feat_dynamic_real", "past_feat_dynamic_real"):
+        if name in inputs:
+            inputs[name][series, :steps] = torch.nan
+
+
+def training_windows(
+    network: MoiraiMoENetwork, *, mixed: bool = False, missing: bool = False, number: int = BATCH
+) -> dict[str, Tensor]:
+    """Inputs and what follows them."""
+    windows = inputs_of(network, mixed=mixed, number=number)
+    steps = network.window.future_length
+    generator = torch.Generator().manual_seed(1)
+    shape = (len(windows["past_target"]), steps, network.window.target_dim)
+    windows["future_target"] = 3 * torch.randn(shape, generator=generator) + 5
+    windows["future_observed_values"] = torch.ones(shape)
+    if missing:
+        windows["future_observed_values"][0, 1:] = 0.0
+        windows["future_observed_values"][1, :2] = 0.0
+    return windows
 
 
 def publishable(
@@ -153,4 +176,6 @@ __all__ = [
     "publishable",
     "published",
     "rewrite",
+    "start_late",
+    "training_windows",
 ]

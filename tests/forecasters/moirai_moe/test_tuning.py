@@ -27,6 +27,7 @@ from moirai_cases import (
     network_of,
     publishable,
     published,
+    training_windows,
 )
 from torch import Tensor
 from torch.distributions import StudentT
@@ -281,22 +282,6 @@ def test_the_best_epoch_is_kept(checkpoint: Path, before: dict[str, Tensor], tun
 
     best = train(1)
     assert same_weights(train(2, Worsen()).network, best.network)
-
-
-def training_windows(
-    network: MoiraiMoENetwork, *, mixed: bool = False, missing: bool = False
-) -> dict[str, Tensor]:
-    """Inputs and what follows them."""
-    windows = inputs_of(network, mixed=mixed)
-    steps = network.window.future_length
-    generator = torch.Generator().manual_seed(1)
-    shape = (len(windows["past_target"]), steps, network.window.target_dim)
-    windows["future_target"] = 3 * torch.randn(shape, generator=generator) + 5
-    windows["future_observed_values"] = torch.ones(shape)
-    if missing:
-        windows["future_observed_values"][0, 1:] = 0.0
-        windows["future_observed_values"][1, :2] = 0.0
-    return windows
 
 
 CASES: dict[str, dict[str, Any]] = {
