@@ -2,7 +2,7 @@
 
 from functools import cache
 from types import ModuleType
-from typing import Any, NamedTuple, Optional
+from typing import Any, Iterator, NamedTuple, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -121,56 +121,103 @@ class TorchBackend:
 def _gated_ffn_by_expert(
     x_TI: Tensor, weights_TK: Tensor, ids_TK: Tensor, expand_EIF: Tensor, contract_EFO: Tensor
 ) -> Tensor:
-    """As ``Backend.gated_ffn``, for processors: one expert after the other.
+    """As ``Backend.gated_ffn``, for processors: some experts after the others.
 
-    What lies between an expert's two products then stays in the cache.
+    What lies between their two products then stays in the cache.
     """
+    inputs = x_TI, weights_TK, ids_TK, expand_EIF, contract_EFO
     device = x_TI.device.type
+    # To enter autocast takes as long as a product of one row.
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        x_TI, weights_TK = x_TI.to(dtype), weights_TK.to(dtype)
-        expand_EIF, contract_EFO = expand_EIF.to(dtype), contract_EFO.to(dtype)
-    inputs = x_TI, weights_TK, ids_TK, expand_EIF, contract_EFO
-    with torch.autocast(device, enabled=False):
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
-            return _GatedFFN.apply(*inputs)
-        if ids_TK.numel() <= _FEW_ROWS:
-            return _gated_ffn_by_choice(*inputs)
-        return _forward_by_expert(*inputs)[0]
+        with torch.autocast(device, enabled=False):
+            return _gated_ffn_by_expert(*(t if t is ids_TK else t.to(dtype) for t in inputs))
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+        return _GatedFFN.apply(*inputs)
+    if ids_TK.numel() <= _FEW_CHOICES:
+        return _gated_ffn_by_choice(*inputs)
+    choices = _Choices(ids_TK, len(expand_EIF))
+    expand, contract = expand_EIF.unbind(), contract_EFO.unbind()
+    outputs_RO = x_TI.new_empty(ids_TK.numel(), contract_EFO.shape[-1])
+    for block in choices.blocks:
+        gate, up = block.linear(x_TI.index_select(0, block.tokens_R), expand).chunk(2, dim=-1)
+        hidden = F.silu(gate, inplace=True).mul_(up)
+        block.linear(hidden, contract, out=outputs_RO[block.rows])
+    return choices.mix(outputs_RO, weights_TK)
 
 
-class _Group(NamedTuple):
-    """The tokens of one expert, R of them."""
+# Up to as many choices of experts, to sort them is not worth it.
+_FEW_CHOICES = 4
+# Rows up to which experts are computed together: they share what is done number by number, and
+# it stays in the cache.
+_BLOCK_ROWS = 256
+# Of few rows and of many, products are fastest with the rows on the left; of those between, with
+# the matrix on the left and the rows as columns that lie side by side (MKL).
+_AS_COLUMNS = range(4, 160)
 
-    expert: int
-    tokens_R: Tensor
-    # Where they lie among all groups, which are in order of the experts.
+
+class _Block(NamedTuple):
+    """Experts that are computed together, for R choices in their order."""
+
+    experts: list[int]
+    counts: list[int]
     rows: slice
+    tokens_R: Tensor
+
+    def linear(
+        self, x_RI: Tensor, weights_IO: Sequence[Tensor], out: Optional[Tensor] = None
+    ) -> Tensor:
+        """Each expert's rows times its matrix: ``[R, O]``."""
+        if out is None:
+            out = x_RI.new_empty(len(x_RI), weights_IO[0].shape[-1])
+        groups = zip(self.experts, x_RI.split(self.counts), out.split(self.counts))
+        for expert, x, y in groups:
+            if len(x) in _AS_COLUMNS:
+                y.copy_((weights_IO[expert].T @ x.T.contiguous()).T)
+            else:
+                torch.mm(x, weights_IO[expert], out=y)
+        return out
+
+    def grad_linear(self, x_RI: Tensor, grad_RO: Tensor, out: Tensor) -> None:
+        """Write the gradients of the matrices of :meth:`linear` into ``out``, ``[E, I, O]``."""
+        groups = zip(self.experts, x_RI.split(self.counts), grad_RO.split(self.counts))
+        for expert, x, grad in groups:
+            torch.mm(x.T, grad, out=out[expert])
 
 
-def _groups(ids_TK: Tensor, num_experts: int) -> tuple[Tensor, list[_Group]]:
-    """Which of the ``T * K`` choices are whose, and the experts that have any."""
-    top_k = ids_TK.shape[-1]
-    ids = ids_TK.flatten()
-    order = ids.argsort(stable=True)
-    tokens, begin, groups = order // top_k, 0, []
-    for expert, count in enumerate(torch.bincount(ids, minlength=num_experts).tolist()):
-        if count:
-            rows = slice(begin, begin + count)
-            groups.append(_Group(expert, tokens[rows], rows))
-            begin += count
-    return order, groups
+class _Choices:
+    """The ``R = T * K`` choices of experts, in order of the experts."""
 
+    def __init__(self, ids_TK: Tensor, num_experts: int) -> None:
+        ids = ids_TK.flatten()
+        self.order_R = ids.argsort()
+        self.positions_TK = self.order_R.argsort().view(ids_TK.shape)
+        self.counts = torch.bincount(ids, minlength=num_experts).tolist()
+        self.blocks: list[_Block] = []
+        tokens, begin = self.order_R // ids_TK.shape[-1], 0
+        for experts in self._together():
+            counts = [self.counts[expert] for expert in experts]
+            rows = slice(begin, begin + sum(counts))
+            self.blocks.append(_Block(experts, counts, rows, tokens[rows]))
+            begin = rows.stop
 
-# A product of few rows is faster with the rows on the left, one of many with the matrix (MKL).
-_FEW_ROWS = 4
+    def _together(self) -> Iterator[list[int]]:
+        """Of the experts that were chosen, those that are computed together."""
+        together, rows = [], 0
+        for expert, count in enumerate(self.counts):
+            if count and together and rows + count > _BLOCK_ROWS:
+                yield together
+                together, rows = [], 0
+            if count:
+                together.append(expert)
+                rows += count
+        yield together
 
-
-def _product(weight_IO: Tensor, x_RI: Tensor) -> Tensor:
-    """``[O, R]``: the rows times the matrix, transposed."""
-    if len(x_RI) < _FEW_ROWS:
-        return (x_RI @ weight_IO).T
-    return weight_IO.T @ x_RI.T
+    def mix(self, rows_RO: Tensor, weights_TK: Optional[Tensor] = None) -> Tensor:
+        """The sum of each token's rows, weighted: ``[T, O]``."""
+        return F.embedding_bag(
+            self.positions_TK, rows_RO, mode="sum", per_sample_weights=weights_TK
+        )
 
 
 def _gated_ffn_by_choice(
@@ -185,31 +232,6 @@ def _gated_ffn_by_choice(
     return y_TO
 
 
-def _forward_by_expert(
-    x_TI: Tensor,
-    weights_TK: Tensor,
-    ids_TK: Tensor,
-    expand_EIF: Tensor,
-    contract_EFO: Tensor,
-    expanded_FR: Optional[Tensor] = None,
-) -> tuple[Tensor, Tensor, list[_Group]]:
-    """The mixture; and, for the backward pass, the choices in order and their groups.
-
-    What the first products give is left in ``expanded_FR``, if there is one.
-    """
-    order, groups = _groups(ids_TK, len(expand_EIF))
-    weights = weights_TK.flatten().index_select(0, order)
-    y_TO = x_TI.new_zeros(len(x_TI), contract_EFO.shape[-1])
-    for expert, tokens, rows in groups:
-        expanded = _product(expand_EIF[expert], x_TI.index_select(0, tokens))
-        if expanded_FR is not None:
-            expanded_FR[:, rows] = expanded
-        gate, up = expanded.chunk(2)
-        output = _product(contract_EFO[expert], (F.silu(gate, inplace=True).mul_(up)).T).T
-        y_TO.index_add_(0, tokens, output * weights[rows, None])
-    return y_TO, order, groups
-
-
 class _GatedFFN(torch.autograd.Function):
     """The same with its gradients written out, so that those of unchosen experts cost nothing."""
 
@@ -222,49 +244,57 @@ class _GatedFFN(torch.autograd.Function):
         expand_EIF: Tensor,
         contract_EFO: Tensor,
     ) -> Tensor:
-        expanded_FR = x_TI.new_empty(expand_EIF.shape[-1], ids_TK.numel())
-        y_TO, order, ctx.groups = _forward_by_expert(
-            x_TI, weights_TK, ids_TK, expand_EIF, contract_EFO, expanded_FR
-        )
-        ctx.save_for_backward(x_TI, weights_TK, expand_EIF, contract_EFO, expanded_FR, order)
-        return y_TO
+        ctx.choices = choices = _Choices(ids_TK, len(expand_EIF))
+        expand, contract = expand_EIF.unbind(), contract_EFO.unbind()
+        outputs_RO = x_TI.new_empty(ids_TK.numel(), contract_EFO.shape[-1])
+        expanded_by_block = []
+        for block in choices.blocks:
+            expanded = block.linear(x_TI.index_select(0, block.tokens_R), expand)
+            expanded_by_block.append(expanded)
+            gate, up = expanded.chunk(2, dim=-1)
+            block.linear(F.silu(gate).mul_(up), contract, out=outputs_RO[block.rows])
+        ctx.save_for_backward(x_TI, weights_TK, expand_EIF, contract_EFO, *expanded_by_block)
+        return choices.mix(outputs_RO, weights_TK)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TO: Tensor) -> tuple[Optional[Tensor], ...]:
-        x_TI, weights_TK, expand_EIF, contract_EFO, expanded_FR, order = ctx.saved_tensors
-        weights = weights_TK.flatten().index_select(0, order)
+        x_TI, weights_TK, expand_EIF, contract_EFO, *expanded_by_block = ctx.saved_tensors
+        choices = ctx.choices
+        weights = weights_TK.flatten().index_select(0, choices.order_R).unsqueeze(-1)
         # Weights that are frozen, as in fine-tuning, want none.
         needs_x, _, _, needs_expand, needs_contract = ctx.needs_input_grad
-        grad_x = torch.zeros_like(x_TI) if needs_x else None
+        grad_x_RI = x_TI.new_empty(len(weights), x_TI.shape[-1]) if needs_x else None
         grad_expand = torch.empty_like(expand_EIF) if needs_expand else None
         grad_contract = torch.empty_like(contract_EFO) if needs_contract else None
         grad_weights = torch.empty_like(weights)
-        for expert in set(range(len(expand_EIF))) - {group.expert for group in ctx.groups}:
-            for grad_weight in (grad_expand, grad_contract):
-                if grad_weight is not None:
-                    grad_weight[expert].zero_()
-        for expert, tokens, rows in ctx.groups:
-            grad, weight = grad_TO.index_select(0, tokens), weights[rows]
-            gate, up = expanded_FR[:, rows].chunk(2)
+        for grads in (grad_expand, grad_contract):
+            for expert, count in enumerate(choices.counts):
+                if grads is not None and not count:
+                    grads[expert].zero_()
+        expand_FI, contract_OF = expand_EIF.mT.unbind(), contract_EFO.mT.unbind()
+        for block, expanded in zip(choices.blocks, expanded_by_block):
+            grad, weight = grad_TO.index_select(0, block.tokens_R), weights[block.rows]
+            gate, up = expanded.chunk(2, dim=-1)
             sigmoid = gate.sigmoid()
             activated = gate * sigmoid
             hidden = activated * up
-            grad_hidden = (grad @ contract_EFO[expert].T).T.contiguous()
+            grad_hidden = block.linear(grad, contract_OF)
             # Before it is weighted, its product with the hidden is the gradient of the weight.
-            grad_weights[rows] = (grad_hidden * hidden).sum(dim=0)
+            grad_weights[block.rows] = (grad_hidden * hidden).sum(dim=-1, keepdim=True)
             grad_hidden *= weight
             if grad_contract is not None:
-                torch.mm(hidden.mul_(weight), grad, out=grad_contract[expert])
+                block.grad_linear(hidden.mul_(weight), grad, out=grad_contract)
             slope = sigmoid * (1 + gate - activated)
-            grad_expanded = torch.cat([grad_hidden * up * slope, grad_hidden * activated])
+            grad_expanded = torch.cat([grad_hidden * up * slope, grad_hidden * activated], dim=-1)
             if grad_expand is not None:
-                x = x_TI.index_select(0, tokens)
-                torch.mm(x.T, grad_expanded.T, out=grad_expand[expert])
-            if grad_x is not None:
-                grad_x.index_add_(0, tokens, grad_expanded.T @ expand_EIF[expert].T)
-        grad_weights_TK = torch.empty_like(weights).index_copy_(0, order, grad_weights)
-        return grad_x, grad_weights_TK.view_as(weights_TK), None, grad_expand, grad_contract
+                x = x_TI.index_select(0, block.tokens_R)
+                block.grad_linear(x, grad_expanded, out=grad_expand)
+            if grad_x_RI is not None:
+                block.linear(grad_expanded, expand_FI, out=grad_x_RI[block.rows])
+        grad_x = None if grad_x_RI is None else choices.mix(grad_x_RI)
+        grad_weights_TK = grad_weights[choices.positions_TK].squeeze(-1)
+        return grad_x, grad_weights_TK, None, grad_expand, grad_contract
 
 
 def grouped_linear(x: Tensor, weight_EIO: Tensor, counts_E: Tensor) -> Tensor:
