@@ -35,8 +35,9 @@ class Scoring(NamedTuple):
         """``[…, E]`` for ``[…, I]``."""
         if not self.by_distance:
             return F.linear(x_TI, self.weight_EI)
-        rows = x_TI.flatten(0, -2)
-        return torch.cdist(rows, self.weight_EI.to(x_TI.dtype)).unflatten(0, x_TI.shape[:-1])
+        rows = x_TI.reshape(-1, x_TI.shape[-1])
+        distances = torch.cdist(rows, self.weight_EI.to(x_TI.dtype))
+        return distances.view(*x_TI.shape[:-1], -1)
 
 
 class Mixed(NamedTuple):

@@ -1,8 +1,10 @@
 """Routing and expert matrices in plain torch, for CPU and CUDA."""
 
+import mmap
+from contextlib import suppress
 from functools import cache
 from types import ModuleType
-from typing import Any, Iterator, NamedTuple, Optional, Sequence
+from typing import Any, Iterator, Optional
 
 import torch
 from torch import Tensor
@@ -118,18 +120,27 @@ class TorchBackend:
         return x if x.dim() == weight_EIO.dim() else x.unsqueeze(-3)
 
 
+# Choices of experts up to which it is not worth it to sort them.
+_FEW_CHOICES = 4
+# Rows for which a product is faster with the matrix on the left and the rows as columns, copied to
+# lie side by side (MKL; benchmarks/expert_products.py).
+_AS_COLUMNS = range(4, 160)
+# The largest block of memory, bytes, that glibc keeps when it is freed.
+_LARGEST_KEPT = 32 * 2**20
+
+
 def _gated_ffn_by_expert(
     x_TI: Tensor, weights_TK: Tensor, ids_TK: Tensor, expand_EIF: Tensor, contract_EFO: Tensor
 ) -> Tensor:
-    """As ``Backend.gated_ffn``, for processors: some experts after the others.
+    """As ``Backend.gated_ffn``, for processors: one expert after the other.
 
-    What lies between their two products then stays in the cache.
+    What lies between an expert's two products then stays in the cache.
     """
     inputs = x_TI, weights_TK, ids_TK, expand_EIF, contract_EFO
     device = x_TI.device.type
-    # To enter autocast takes as long as a product of one row.
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
+        # Not entered otherwise: that takes as long as a product of one row.
         with torch.autocast(device, enabled=False):
             return _gated_ffn_by_expert(*(t if t is ids_TK else t.to(dtype) for t in inputs))
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
@@ -137,87 +148,7 @@ def _gated_ffn_by_expert(
     if ids_TK.numel() <= _FEW_CHOICES:
         return _gated_ffn_by_choice(*inputs)
     choices = _Choices(ids_TK, len(expand_EIF))
-    expand, contract = expand_EIF.unbind(), contract_EFO.unbind()
-    outputs_RO = x_TI.new_empty(ids_TK.numel(), contract_EFO.shape[-1])
-    for block in choices.blocks:
-        gate, up = block.linear(x_TI.index_select(0, block.tokens_R), expand).chunk(2, dim=-1)
-        hidden = F.silu(gate, inplace=True).mul_(up)
-        block.linear(hidden, contract, out=outputs_RO[block.rows])
-    return choices.mix(outputs_RO, weights_TK)
-
-
-# Up to as many choices of experts, to sort them is not worth it.
-_FEW_CHOICES = 4
-# Rows up to which experts are computed together: they share what is done number by number, and
-# it stays in the cache.
-_BLOCK_ROWS = 256
-# Of few rows and of many, products are fastest with the rows on the left; of those between, with
-# the matrix on the left and the rows as columns that lie side by side (MKL).
-_AS_COLUMNS = range(4, 160)
-
-
-class _Block(NamedTuple):
-    """Experts that are computed together, for R choices in their order."""
-
-    experts: list[int]
-    counts: list[int]
-    rows: slice
-    tokens_R: Tensor
-
-    def linear(
-        self, x_RI: Tensor, weights_IO: Sequence[Tensor], out: Optional[Tensor] = None
-    ) -> Tensor:
-        """Each expert's rows times its matrix: ``[R, O]``."""
-        if out is None:
-            out = x_RI.new_empty(len(x_RI), weights_IO[0].shape[-1])
-        groups = zip(self.experts, x_RI.split(self.counts), out.split(self.counts))
-        for expert, x, y in groups:
-            if len(x) in _AS_COLUMNS:
-                y.copy_((weights_IO[expert].T @ x.T.contiguous()).T)
-            else:
-                torch.mm(x, weights_IO[expert], out=y)
-        return out
-
-    def grad_linear(self, x_RI: Tensor, grad_RO: Tensor, out: Tensor) -> None:
-        """Write the gradients of the matrices of :meth:`linear` into ``out``, ``[E, I, O]``."""
-        groups = zip(self.experts, x_RI.split(self.counts), grad_RO.split(self.counts))
-        for expert, x, grad in groups:
-            torch.mm(x.T, grad, out=out[expert])
-
-
-class _Choices:
-    """The ``R = T * K`` choices of experts, in order of the experts."""
-
-    def __init__(self, ids_TK: Tensor, num_experts: int) -> None:
-        ids = ids_TK.flatten()
-        self.order_R = ids.argsort()
-        self.positions_TK = self.order_R.argsort().view(ids_TK.shape)
-        self.counts = torch.bincount(ids, minlength=num_experts).tolist()
-        self.blocks: list[_Block] = []
-        tokens, begin = self.order_R // ids_TK.shape[-1], 0
-        for experts in self._together():
-            counts = [self.counts[expert] for expert in experts]
-            rows = slice(begin, begin + sum(counts))
-            self.blocks.append(_Block(experts, counts, rows, tokens[rows]))
-            begin = rows.stop
-
-    def _together(self) -> Iterator[list[int]]:
-        """Of the experts that were chosen, those that are computed together."""
-        together, rows = [], 0
-        for expert, count in enumerate(self.counts):
-            if count and together and rows + count > _BLOCK_ROWS:
-                yield together
-                together, rows = [], 0
-            if count:
-                together.append(expert)
-                rows += count
-        yield together
-
-    def mix(self, rows_RO: Tensor, weights_TK: Optional[Tensor] = None) -> Tensor:
-        """The sum of each token's rows, weighted: ``[T, O]``."""
-        return F.embedding_bag(
-            self.positions_TK, rows_RO, mode="sum", per_sample_weights=weights_TK
-        )
+    return choices.mix(_outputs(choices, x_TI, expand_EIF, contract_EFO), weights_TK)
 
 
 def _gated_ffn_by_choice(
@@ -232,6 +163,84 @@ def _gated_ffn_by_choice(
     return y_TO
 
 
+class _Choices:
+    """The ``R = T * K`` choices of experts, in order of the experts.
+
+    Attributes
+    ----------
+    order_R, tokens_R
+        Which choice of which token comes where.
+    experts
+        Those that were chosen.
+    most
+        How often the one was that was chosen most.
+    """
+
+    def __init__(self, ids_TK: Tensor, num_experts: int) -> None:
+        ids = ids_TK.flatten()
+        self.order_R = ids.argsort()
+        self.tokens_R = self.order_R // ids_TK.shape[-1]
+        self._place_TK = self.order_R.argsort().view_as(ids_TK)
+        counts = torch.bincount(ids, minlength=num_experts).tolist()
+        self.experts = [expert for expert, count in enumerate(counts) if count]
+        self._counts = [counts[expert] for expert in self.experts]
+        self.most = max(self._counts)
+
+    def by_expert(self, *rows_R: Tensor) -> Iterator[tuple[Any, ...]]:
+        """Each expert that was chosen, and its part of each of these."""
+        return zip(self.experts, *(rows.split(self._counts) for rows in rows_R))
+
+    def mix(self, rows_RO: Tensor, weights_TK: Optional[Tensor] = None) -> Tensor:
+        """The sum of each token's rows, weighted: ``[T, O]``."""
+        # Adding each expert's rows to their tokens takes ten times as long.
+        return F.embedding_bag(self._place_TK, rows_RO, mode="sum", per_sample_weights=weights_TK)
+
+    def by_token(self, values_R: Tensor) -> Tensor:
+        """``[T, K]``."""
+        return values_R[self._place_TK]
+
+
+def _outputs(
+    choices: _Choices,
+    x_TI: Tensor,
+    expand_EIF: Tensor,
+    contract_EFO: Tensor,
+    kept: Optional[list[Tensor]] = None,
+) -> Tensor:
+    """The experts' outputs ``[R, O]``; what the first products give is kept, if there is where."""
+
+    def gated(gate: Tensor, up: Tensor) -> Tensor:
+        return F.silu(gate, inplace=kept is None).mul_(up)
+
+    def keep(expanded_RF: Tensor) -> None:
+        if kept is not None:
+            kept.append(expanded_RF)
+
+    expand_FI, contract_OF = expand_EIF.mT.unbind(), contract_EFO.mT.unbind()
+    outputs_RO = x_TI.new_empty(len(choices.order_R), contract_EFO.shape[-1])
+    x_RI = x_TI.index_select(0, choices.tokens_R)
+    if choices.most < _AS_COLUMNS.start:
+        # What lies between the products is then one step for all experts.
+        expanded_RF = x_RI.new_empty(len(x_RI), expand_EIF.shape[-1])
+        for expert, x, expanded in choices.by_expert(x_RI, expanded_RF):
+            keep(torch.mm(x, expand_FI[expert].T, out=expanded))
+        hidden_RH = gated(*expanded_RF.chunk(2, dim=1))
+        for expert, hidden, output in choices.by_expert(hidden_RH, outputs_RO):
+            torch.mm(hidden, contract_OF[expert].T, out=output)
+        return outputs_RO
+    for expert, x, output in choices.by_expert(x_RI, outputs_RO):
+        if len(x) in _AS_COLUMNS:
+            expanded_FR = torch.mm(expand_FI[expert], x.T.contiguous())
+            keep(expanded_FR.T)
+            hidden_HR = gated(*expanded_FR.chunk(2))
+            output.copy_(torch.mm(contract_OF[expert], hidden_HR).T)
+        else:
+            expanded = torch.mm(x, expand_FI[expert].T)
+            keep(expanded)
+            torch.mm(gated(*expanded.chunk(2, dim=1)), contract_OF[expert].T, out=output)
+    return outputs_RO
+
+
 class _GatedFFN(torch.autograd.Function):
     """The same with its gradients written out, so that those of unchosen experts cost nothing."""
 
@@ -244,57 +253,67 @@ class _GatedFFN(torch.autograd.Function):
         expand_EIF: Tensor,
         contract_EFO: Tensor,
     ) -> Tensor:
+        kept: list[Tensor] = []
         ctx.choices = choices = _Choices(ids_TK, len(expand_EIF))
-        expand, contract = expand_EIF.unbind(), contract_EFO.unbind()
-        outputs_RO = x_TI.new_empty(ids_TK.numel(), contract_EFO.shape[-1])
-        expanded_by_block = []
-        for block in choices.blocks:
-            expanded = block.linear(x_TI.index_select(0, block.tokens_R), expand)
-            expanded_by_block.append(expanded)
-            gate, up = expanded.chunk(2, dim=-1)
-            block.linear(F.silu(gate).mul_(up), contract, out=outputs_RO[block.rows])
-        ctx.save_for_backward(x_TI, weights_TK, expand_EIF, contract_EFO, *expanded_by_block)
+        outputs_RO = _outputs(choices, x_TI, expand_EIF, contract_EFO, kept)
+        ctx.save_for_backward(x_TI, weights_TK, expand_EIF, contract_EFO, *kept)
         return choices.mix(outputs_RO, weights_TK)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TO: Tensor) -> tuple[Optional[Tensor], ...]:
-        x_TI, weights_TK, expand_EIF, contract_EFO, *expanded_by_block = ctx.saved_tensors
-        choices = ctx.choices
-        weights = weights_TK.flatten().index_select(0, choices.order_R).unsqueeze(-1)
+        x_TI, weights_TK, expand_EIF, contract_EFO, *kept = ctx.saved_tensors
+        choices: _Choices = ctx.choices
+        x_RI, grad_RO = (rows.index_select(0, choices.tokens_R) for rows in (x_TI, grad_TO))
+        weights_R1 = weights_TK.flatten().index_select(0, choices.order_R).unsqueeze(-1)
         # Weights that are frozen, as in fine-tuning, want none.
         needs_x, _, _, needs_expand, needs_contract = ctx.needs_input_grad
-        grad_x_RI = x_TI.new_empty(len(weights), x_TI.shape[-1]) if needs_x else None
-        grad_expand = torch.empty_like(expand_EIF) if needs_expand else None
-        grad_contract = torch.empty_like(contract_EFO) if needs_contract else None
-        grad_weights = torch.empty_like(weights)
-        for grads in (grad_expand, grad_contract):
-            for expert, count in enumerate(choices.counts):
-                if grads is not None and not count:
-                    grads[expert].zero_()
-        expand_FI, contract_OF = expand_EIF.mT.unbind(), contract_EFO.mT.unbind()
-        for block, expanded in zip(choices.blocks, expanded_by_block):
-            grad, weight = grad_TO.index_select(0, block.tokens_R), weights[block.rows]
-            gate, up = expanded.chunk(2, dim=-1)
-            sigmoid = gate.sigmoid()
-            activated = gate * sigmoid
+        grad_x_RI, grad_weights_R1 = torch.empty_like(x_RI), torch.empty_like(weights_R1)
+        grad_expand = _gradient_like(expand_EIF) if needs_expand else None
+        grad_contract = _gradient_like(contract_EFO) if needs_contract else None
+        for expert in set(range(len(expand_EIF))).difference(choices.experts):
+            for grad_weight in (grad_expand, grad_contract):
+                if grad_weight is not None:
+                    grad_weight[expert].zero_()
+        parts = choices.by_expert(x_RI, grad_RO, weights_R1, grad_x_RI, grad_weights_R1)
+        for (expert, x, grad, weight, grad_x, grad_weight), expanded in zip(parts, kept):
+            gate, up = expanded.contiguous().chunk(2, dim=-1)
+            activated = F.silu(gate)
             hidden = activated * up
-            grad_hidden = block.linear(grad, contract_OF)
+            grad_hidden = torch.mm(grad, contract_EFO[expert].T)
             # Before it is weighted, its product with the hidden is the gradient of the weight.
-            grad_weights[block.rows] = (grad_hidden * hidden).sum(dim=-1, keepdim=True)
+            torch.sum(grad_hidden * hidden, dim=-1, keepdim=True, out=grad_weight)
             grad_hidden *= weight
             if grad_contract is not None:
-                block.grad_linear(hidden.mul_(weight), grad, out=grad_contract)
-            slope = sigmoid * (1 + gate - activated)
-            grad_expanded = torch.cat([grad_hidden * up * slope, grad_hidden * activated], dim=-1)
+                torch.mm(hidden.mul_(weight).T, grad, out=grad_contract[expert])
+            grad_expanded = expanded.new_empty(expanded.shape)
+            grad_gate, grad_up = grad_expanded.chunk(2, dim=-1)
+            torch.mul(grad_hidden, activated, out=grad_up)
+            grad_activated = grad_hidden.mul_(up)
+            torch.ops.aten.silu_backward.grad_input(grad_activated, gate, grad_input=grad_gate)
             if grad_expand is not None:
-                x = x_TI.index_select(0, block.tokens_R)
-                block.grad_linear(x, grad_expanded, out=grad_expand)
-            if grad_x_RI is not None:
-                block.linear(grad_expanded, expand_FI, out=grad_x_RI[block.rows])
-        grad_x = None if grad_x_RI is None else choices.mix(grad_x_RI)
-        grad_weights_TK = grad_weights[choices.positions_TK].squeeze(-1)
-        return grad_x, grad_weights_TK, None, grad_expand, grad_contract
+                torch.mm(x.T, grad_expanded, out=grad_expand[expert])
+            if needs_x:
+                torch.mm(grad_expanded, expand_EIF[expert].T, out=grad_x)
+        grad_x_TI = choices.mix(grad_x_RI) if needs_x else None
+        grad_weights_TK = choices.by_token(grad_weights_R1.squeeze(-1))
+        return grad_x_TI, grad_weights_TK, None, grad_expand, grad_contract
+
+
+def _gradient_like(weight: Tensor) -> Tensor:
+    """As ``torch.empty_like``, a large one in huge pages.
+
+    It is new in each step, and to clear its memory in small pages, as Linux does when they are
+    first written, takes a fifth of a step of few tokens.
+    """
+    size = weight.numel() * weight.element_size()
+    if size <= _LARGEST_KEPT or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty_like(weight)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # A kernel without them.
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    strides = torch.empty_like(weight, device="meta").stride()
+    return torch.frombuffer(pages, dtype=weight.dtype).as_strided(weight.shape, strides)
 
 
 def grouped_linear(x: Tensor, weight_EIO: Tensor, counts_E: Tensor) -> Tensor:
