@@ -304,7 +304,7 @@ def _gradient_like(weight: Tensor) -> Tensor:
     """As ``torch.empty_like``, a large one in huge pages.
 
     It is new in each step, and to clear its memory in small pages, as Linux does when they are
-    first written, takes a fifth of a step of few tokens.
+    first written, takes a sixth of a step of 512 tokens.
     """
     size = weight.numel() * weight.element_size()
     if size <= _LARGEST_KEPT or not hasattr(mmap, "MADV_HUGEPAGE"):

@@ -41,7 +41,7 @@ def main() -> None:
     weights = list(zip(expand_EFI, contract_EOF))
     floor = (expand_EFI[0].numel() + contract_EOF[0].numel()) * 4 / memory_rate
     names = list(ways(weights, torch.randn(1, features)))
-    print(f"| rows | {' | '.join(names)} | reading |")
+    print(f"| number of rows | {' | '.join(names)} | reading |")
     print("|---" * (2 + len(names)) + "|", flush=True)
     with torch.inference_mode():
         for rows in arguments.rows:
