@@ -1,8 +1,10 @@
 """Routing and expert matrices in plain torch, for CPU and CUDA."""
 
+import mmap
+from contextlib import suppress
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any, NamedTuple, Optional
+from typing import Any, Iterator, Optional
 
 import torch
 from torch import Tensor
@@ -113,6 +115,15 @@ class TorchBackend:
         return x if x.dim() == weight_EIO.dim() else x.unsqueeze(-3)
 
 
+# Choices of experts up to which it is not worth it to sort them.
+_FEW_CHOICES = 4
+# Rows for which a product is faster with the matrix on the left and the rows as columns, copied to
+# lie side by side (MKL; benchmarks/expert_products.py).
+_AS_COLUMNS = range(4, 160)
+# The largest block of memory, bytes, that glibc keeps when it is freed.
+_LARGEST_KEPT = 32 * 2**20
+
+
 def _gated_ffn_by_expert(
     x_TI: Tensor, weights_TK: Tensor, ids_TK: Tensor, expand_EIF: Tensor, contract_EFO: Tensor
 ) -> Tensor:
@@ -120,18 +131,19 @@ def _gated_ffn_by_expert(
 
     What lies between an expert's two products then stays in the cache.
     """
+    inputs = x_TI, weights_TK, ids_TK, expand_EIF, contract_EFO
     device = x_TI.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        x_TI, weights_TK = x_TI.to(dtype), weights_TK.to(dtype)
-        expand_EIF, contract_EFO = expand_EIF.to(dtype), contract_EFO.to(dtype)
-    inputs = x_TI, weights_TK, ids_TK, expand_EIF, contract_EFO
-    with torch.autocast(device, enabled=False):
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
-            return _GatedFFN.apply(*inputs)
-        if ids_TK.numel() <= _FEW_ROWS:
-            return _gated_ffn_by_choice(*inputs)
-        return _forward_by_expert(*inputs)[0]
+        # Not entered otherwise: that takes as long as a product of one row.
+        with torch.autocast(device, enabled=False):
+            return _gated_ffn_by_expert(*(t if t is ids_TK else t.to(dtype) for t in inputs))
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+        return _GatedFFN.apply(*inputs)
+    if ids_TK.numel() <= _FEW_CHOICES:
+        return _gated_ffn_by_choice(*inputs)
+    choices = _Choices(ids_TK, len(expand_EIF))
+    return choices.mix(_outputs(choices, x_TI, expand_EIF, contract_EFO), weights_TK)
 
 
 def _gated_ffn_in_trace(
@@ -141,40 +153,6 @@ def _gated_ffn_in_trace(
     gate, up = torch.einsum("ti,tkif->tkf", x_TI, expand_EIF[ids_TK]).chunk(2, dim=-1)
     hidden = weights_TK.unsqueeze(-1) * F.silu(gate) * up
     return torch.einsum("tkf,tkfo->to", hidden, contract_EFO[ids_TK])
-
-
-class _Group(NamedTuple):
-    """The tokens of one expert, R of them."""
-
-    expert: int
-    tokens_R: Tensor
-    # Where they lie among all groups, which are in order of the experts.
-    rows: slice
-
-
-def _groups(ids_TK: Tensor, num_experts: int) -> tuple[Tensor, list[_Group]]:
-    """Which of the ``T * K`` choices are whose, and the experts that have any."""
-    top_k = ids_TK.shape[-1]
-    ids = ids_TK.flatten()
-    order = ids.argsort(stable=True)
-    tokens, begin, groups = order // top_k, 0, []
-    for expert, count in enumerate(torch.bincount(ids, minlength=num_experts).tolist()):
-        if count:
-            rows = slice(begin, begin + count)
-            groups.append(_Group(expert, tokens[rows], rows))
-            begin += count
-    return order, groups
-
-
-# A product of few rows is faster with the rows on the left, one of many with the matrix (MKL).
-_FEW_ROWS = 4
-
-
-def _product(weight_IO: Tensor, x_RI: Tensor) -> Tensor:
-    """``[O, R]``: the rows times the matrix, transposed."""
-    if len(x_RI) < _FEW_ROWS:
-        return (x_RI @ weight_IO).T
-    return weight_IO.T @ x_RI.T
 
 
 def _gated_ffn_by_choice(
@@ -189,29 +167,82 @@ def _gated_ffn_by_choice(
     return y_TO
 
 
-def _forward_by_expert(
+class _Choices:
+    """The ``R = T * K`` choices of experts, in order of the experts.
+
+    Attributes
+    ----------
+    order_R, tokens_R
+        Which choice of which token comes where.
+    experts
+        Those that were chosen.
+    most
+        How often the one was that was chosen most.
+    """
+
+    def __init__(self, ids_TK: Tensor, num_experts: int) -> None:
+        ids = ids_TK.flatten()
+        self.order_R = ids.argsort()
+        self.tokens_R = self.order_R // ids_TK.shape[-1]
+        self._place_TK = self.order_R.argsort().view_as(ids_TK)
+        counts = torch.bincount(ids, minlength=num_experts).tolist()
+        self.experts = [expert for expert, count in enumerate(counts) if count]
+        self._counts = [counts[expert] for expert in self.experts]
+        self.most = max(self._counts)
+
+    def by_expert(self, *rows_R: Tensor) -> Iterator[tuple[Any, ...]]:
+        """Each expert that was chosen, and its part of each of these."""
+        return zip(self.experts, *(rows.split(self._counts) for rows in rows_R))
+
+    def mix(self, rows_RO: Tensor, weights_TK: Optional[Tensor] = None) -> Tensor:
+        """The sum of each token's rows, weighted: ``[T, O]``."""
+        # Adding each expert's rows to their tokens takes ten times as long.
+        return F.embedding_bag(self._place_TK, rows_RO, mode="sum", per_sample_weights=weights_TK)
+
+    def by_token(self, values_R: Tensor) -> Tensor:
+        """``[T, K]``."""
+        return values_R[self._place_TK]
+
+
+def _outputs(
+    choices: _Choices,
     x_TI: Tensor,
-    weights_TK: Tensor,
-    ids_TK: Tensor,
     expand_EIF: Tensor,
     contract_EFO: Tensor,
-    expanded_FR: Optional[Tensor] = None,
-) -> tuple[Tensor, Tensor, list[_Group]]:
-    """The mixture; and, for the backward pass, the choices in order and their groups.
+    kept: Optional[list[Tensor]] = None,
+) -> Tensor:
+    """The experts' outputs ``[R, O]``; what the first products give is kept, if there is where."""
 
-    What the first products give is left in ``expanded_FR``, if there is one.
-    """
-    order, groups = _groups(ids_TK, len(expand_EIF))
-    weights = weights_TK.flatten().index_select(0, order)
-    y_TO = x_TI.new_zeros(len(x_TI), contract_EFO.shape[-1])
-    for expert, tokens, rows in groups:
-        expanded = _product(expand_EIF[expert], x_TI.index_select(0, tokens))
-        if expanded_FR is not None:
-            expanded_FR[:, rows] = expanded
-        gate, up = expanded.chunk(2)
-        output = _product(contract_EFO[expert], (F.silu(gate, inplace=True).mul_(up)).T).T
-        y_TO.index_add_(0, tokens, output * weights[rows, None])
-    return y_TO, order, groups
+    def gated(gate: Tensor, up: Tensor) -> Tensor:
+        return F.silu(gate, inplace=kept is None).mul_(up)
+
+    def keep(expanded_RF: Tensor) -> None:
+        if kept is not None:
+            kept.append(expanded_RF)
+
+    expand_FI, contract_OF = expand_EIF.mT.unbind(), contract_EFO.mT.unbind()
+    outputs_RO = x_TI.new_empty(len(choices.order_R), contract_EFO.shape[-1])
+    x_RI = x_TI.index_select(0, choices.tokens_R)
+    if choices.most < _AS_COLUMNS.start:
+        # What lies between the products is then one step for all experts.
+        expanded_RF = x_RI.new_empty(len(x_RI), expand_EIF.shape[-1])
+        for expert, x, expanded in choices.by_expert(x_RI, expanded_RF):
+            keep(torch.mm(x, expand_FI[expert].T, out=expanded))
+        hidden_RH = gated(*expanded_RF.chunk(2, dim=1))
+        for expert, hidden, output in choices.by_expert(hidden_RH, outputs_RO):
+            torch.mm(hidden, contract_OF[expert].T, out=output)
+        return outputs_RO
+    for expert, x, output in choices.by_expert(x_RI, outputs_RO):
+        if len(x) in _AS_COLUMNS:
+            expanded_FR = torch.mm(expand_FI[expert], x.T.contiguous())
+            keep(expanded_FR.T)
+            hidden_HR = gated(*expanded_FR.chunk(2))
+            output.copy_(torch.mm(contract_OF[expert], hidden_HR).T)
+        else:
+            expanded = torch.mm(x, expand_FI[expert].T)
+            keep(expanded)
+            torch.mm(gated(*expanded.chunk(2, dim=1)), contract_OF[expert].T, out=output)
+    return outputs_RO
 
 
 class _GatedFFN(torch.autograd.Function):
@@ -226,46 +257,63 @@ class _GatedFFN(torch.autograd.Function):
         expand_EIF: Tensor,
         contract_EFO: Tensor,
     ) -> Tensor:
-        expanded_FR = x_TI.new_empty(expand_EIF.shape[-1], ids_TK.numel())
-        y_TO, order, ctx.groups = _forward_by_expert(
-            x_TI, weights_TK, ids_TK, expand_EIF, contract_EFO, expanded_FR
-        )
-        ctx.save_for_backward(x_TI, weights_TK, expand_EIF, contract_EFO, expanded_FR, order)
-        return y_TO
+        kept: list[Tensor] = []
+        ctx.choices = choices = _Choices(ids_TK, len(expand_EIF))
+        outputs_RO = _outputs(choices, x_TI, expand_EIF, contract_EFO, kept)
+        ctx.save_for_backward(x_TI, weights_TK, expand_EIF, contract_EFO, *kept)
+        return choices.mix(outputs_RO, weights_TK)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TO: Tensor) -> tuple[Optional[Tensor], ...]:
-        x_TI, weights_TK, expand_EIF, contract_EFO, expanded_FR, order = ctx.saved_tensors
-        weights = weights_TK.flatten().index_select(0, order)
+        x_TI, weights_TK, expand_EIF, contract_EFO, *kept = ctx.saved_tensors
+        choices: _Choices = ctx.choices
+        x_RI, grad_RO = (rows.index_select(0, choices.tokens_R) for rows in (x_TI, grad_TO))
+        weights_R1 = weights_TK.flatten().index_select(0, choices.order_R).unsqueeze(-1)
         # Weights that are frozen, as in fine-tuning, want none.
         needs_x, _, _, needs_expand, needs_contract = ctx.needs_input_grad
-        grad_x = torch.zeros_like(x_TI) if needs_x else None
-        grad_expand = torch.empty_like(expand_EIF) if needs_expand else None
-        grad_contract = torch.empty_like(contract_EFO) if needs_contract else None
-        grad_weights = torch.empty_like(weights)
-        for expert in set(range(len(expand_EIF))) - {group.expert for group in ctx.groups}:
+        grad_x_RI, grad_weights_R1 = torch.empty_like(x_RI), torch.empty_like(weights_R1)
+        grad_expand = _gradient_like(expand_EIF) if needs_expand else None
+        grad_contract = _gradient_like(contract_EFO) if needs_contract else None
+        for expert in set(range(len(expand_EIF))).difference(choices.experts):
             for grad_weight in (grad_expand, grad_contract):
                 if grad_weight is not None:
                     grad_weight[expert].zero_()
-        for expert, tokens, rows in ctx.groups:
-            grad, weight = grad_TO.index_select(0, tokens), weights[rows]
-            gate, up = expanded_FR[:, rows].chunk(2)
-            sigmoid = gate.sigmoid()
-            activated = gate * sigmoid
+        parts = choices.by_expert(x_RI, grad_RO, weights_R1, grad_x_RI, grad_weights_R1)
+        for (expert, x, grad, weight, grad_x, grad_weight), expanded in zip(parts, kept):
+            gate, up = expanded.contiguous().chunk(2, dim=-1)
+            activated = F.silu(gate)
             hidden = activated * up
-            grad_hidden = (grad @ contract_EFO[expert].T).T.contiguous()
+            grad_hidden = torch.mm(grad, contract_EFO[expert].T)
             # Before it is weighted, its product with the hidden is the gradient of the weight.
-            grad_weights[rows] = (grad_hidden * hidden).sum(dim=0)
+            torch.sum(grad_hidden * hidden, dim=-1, keepdim=True, out=grad_weight)
             grad_hidden *= weight
             if grad_contract is not None:
-                torch.mm(hidden.mul_(weight), grad, out=grad_contract[expert])
-            slope = sigmoid * (1 + gate - activated)
-            grad_expanded = torch.cat([grad_hidden * up * slope, grad_hidden * activated])
+                torch.mm(hidden.mul_(weight).T, grad, out=grad_contract[expert])
+            grad_expanded = expanded.new_empty(expanded.shape)
+            grad_gate, grad_up = grad_expanded.chunk(2, dim=-1)
+            torch.mul(grad_hidden, activated, out=grad_up)
+            grad_activated = grad_hidden.mul_(up)
+            torch.ops.aten.silu_backward.grad_input(grad_activated, gate, grad_input=grad_gate)
             if grad_expand is not None:
-                x = x_TI.index_select(0, tokens)
-                torch.mm(x.T, grad_expanded.T, out=grad_expand[expert])
-            if grad_x is not None:
-                grad_x.index_add_(0, tokens, grad_expanded.T @ expand_EIF[expert].T)
-        grad_weights_TK = torch.empty_like(weights).index_copy_(0, order, grad_weights)
-        return grad_x, grad_weights_TK.view_as(weights_TK), None, grad_expand, grad_contract
+                torch.mm(x.T, grad_expanded, out=grad_expand[expert])
+            if needs_x:
+                torch.mm(grad_expanded, expand_EIF[expert].T, out=grad_x)
+        grad_x_TI = choices.mix(grad_x_RI) if needs_x else None
+        grad_weights_TK = choices.by_token(grad_weights_R1.squeeze(-1))
+        return grad_x_TI, grad_weights_TK, None, grad_expand, grad_contract
+
+
+def _gradient_like(weight: Tensor) -> Tensor:
+    """As ``torch.empty_like``, a large one in huge pages.
+
+    It is new in each step, and Linux clears its memory page by page when it is first written.
+    """
+    size = weight.numel() * weight.element_size()
+    if not weight.is_cpu or size <= _LARGEST_KEPT or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty_like(weight)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # A kernel without them.
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    strides = torch.empty_like(weight, device="meta").stride()
+    return torch.frombuffer(pages, dtype=weight.dtype).as_strided(weight.shape, strides)

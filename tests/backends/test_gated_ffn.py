@@ -124,6 +124,55 @@ def test_gradients_are_those_of_finite_differences(
         assert all(gradient[expert].any() for expert in set(ids.flatten().tolist()))
 
 
+# Fewer rows for every expert than are taken as columns, some as many, and more.
+@pytest.mark.parametrize("tokens", [3, 40, 500])
+def test_few_and_many_rows_have_the_outputs_and_gradients_of_a_sum_over_all_experts(
+    tokens: int,
+) -> None:
+    x, weights, ids, expand, contract = problem(tokens, 6, 2, 7, 10, 5, busy=5, by_output=True)
+    inputs = [tensor.requires_grad_() for tensor in (x, weights, expand, contract)]
+    gate, up = torch.einsum("ti,eif->tef", x, expand).chunk(2, dim=-1)
+    outputs = torch.einsum("teh,eho->teo", torch.nn.functional.silu(gate) * up, contract)
+    chosen = outputs.gather(1, ids.unsqueeze(-1).expand(-1, -1, outputs.shape[-1]))
+    expected = (weights.unsqueeze(-1) * chosen).sum(dim=1)
+    found = BACKEND.gated_ffn(x, weights, ids, expand, contract)
+    exact = {"rtol": 0, "atol": 1e-12}
+    torch.testing.assert_close(found, expected, **exact)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            BACKEND.gated_ffn(x, weights, ids, expand, contract), expected, **exact
+        )
+    gradient = torch.cos(torch.arange(found.numel(), dtype=x.dtype)).view_as(found)
+    for given_, gradient_found, gradient_expected in zip(
+        inputs,
+        torch.autograd.grad(found, inputs, gradient),
+        torch.autograd.grad(expected, inputs, gradient),
+    ):
+        torch.testing.assert_close(gradient_found, gradient_expected, rtol=1e-12, atol=1e-12)
+        assert gradient_found.stride() == given_.stride()
+
+
+@pytest.mark.parametrize("by_output", [False, True])
+def test_gradients_in_huge_pages_are_the_same(
+    by_output: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, weights, ids, *stacks = problem(9, 5, 2, 8, 12, 8, busy=4, by_output=by_output)
+    stacks = [stack.requires_grad_() for stack in stacks]
+
+    def gradients() -> list[Tensor]:
+        for stack in stacks:
+            stack.grad = None
+        BACKEND.gated_ffn(x, weights, ids, *stacks).square().sum().backward()
+        return [stack.grad for stack in stacks]
+
+    expected = gradients()
+    monkeypatch.setattr("moecast.backends.torch._LARGEST_KEPT", 0)
+    for stack, found, small in zip(stacks, gradients(), expected):
+        torch.testing.assert_close(found, small, rtol=0, atol=0)
+        assert found.stride() == stack.stride()
+        torch.testing.assert_close(found.add_(1), small + 1)
+
+
 def test_gradients_that_nobody_asks_for_are_not_needed() -> None:
     x, weights, ids, expand, contract = problem(6, 4, 2)
     both = BACKEND.gated_ffn(x, weights, ids, expand.requires_grad_(), contract.requires_grad_())
