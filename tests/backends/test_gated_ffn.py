@@ -232,6 +232,20 @@ def test_a_trace_takes_any_routing() -> None:
             np.testing.assert_allclose(traced(*given_).numpy(), by_loop(given_), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("learning", [False, True])
+def test_compiled_is_the_same(learning: bool) -> None:
+    """What torch.compile cuts out of it, run without a compiler of C++."""
+    x, weights, ids, expand, contract = problem(9, 4, 2, by_output=True)
+    expand.requires_grad_(learning)
+    expected = BACKEND.gated_ffn(x, weights, ids, expand, contract)
+    compiled = torch.compile(BACKEND.gated_ffn, backend="eager")
+    found = compiled(x, weights, ids, expand, contract)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    if learning:
+        gradients = [torch.autograd.grad(y.sum(), [expand])[0] for y in (found, expected)]
+        torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+
+
 # Tiles have 32 rows and 64 columns, and sums are taken 32 numbers at a time: some sizes fill them,
 # some do not, and three experts, or five, are no power of two.
 KERNEL_PROBLEMS = {
@@ -251,8 +265,11 @@ KERNEL_PROBLEMS = {
     "weights by output": {"tokens": 50, "experts": 4, "top_k": 2, "by_output": True},
     "many experts": {"tokens": 40, "experts": 32, "top_k": 2, "features": 33, "hidden": 20},
     # More choices than one block of the sort.
-    "many choices": {"tokens": 700, "experts": 3, "top_k": 2, "features": 5, "hidden": 4},
+    "many choices": {"tokens": 600, "experts": 17, "top_k": 1, "features": 5, "hidden": 4},
 }
+
+# With other tiles, several of which one program computes.
+SPANNED = ["narrow", "weights by output", "many experts"]
 
 
 def kernel_problem(name: str) -> Problem:
@@ -325,19 +342,25 @@ def patch_and_index(tensor):
     tensor.__index__ = lambda self: int(self.handle.data.item())
 interpreter._patch_lang_tensor = patch_and_index
 
-from test_gated_ffn import KERNEL_PROBLEMS, compute, kernel_problem
+from test_gated_ffn import KERNEL_PROBLEMS, SPANNED, compute, kernel_problem
 
-problems = {name: kernel_problem(name) for name in KERNEL_PROBLEMS}
-results = {
-    name: tuple(compute(given, cuda.gated_ffn, cuda.route)) for name, given in problems.items()
-}
+def run(names):
+    problems = {name: kernel_problem(name) for name in names}
+    return {n: tuple(compute(p, cuda.gated_ffn, cuda.route)) for n, p in problems.items()}
+results = {"as chosen": run(KERNEL_PROBLEMS)}
+# Several pieces side by side by one program, as in large problems.
+spanning = cuda.Tiles(
+    cuda.Tile(32, 16, 16, 4, 3, 2), cuda.Tile(16, 16, 16, 4, 3, 3), cuda.Tile(16, 32, 16, 4, 3)
+)
+cuda.tiles_for = lambda *_: spanning
+results["spanning"] = run(SPANNED)
 torch.save(results, sys.argv[2])
 """
 
 
 @pytest.fixture(scope="module")
-def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Computed]:
-    """What the kernels give for each problem, interpreted on the CPU."""
+def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Computed]]:
+    """What the kernels give for each problem, interpreted on the CPU, by tiles."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton, which comes with torch for CUDA, is not installed")
     results: Path = tmp_path_factory.mktemp("kernels") / "results.pt"
@@ -346,17 +369,26 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Computed]
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert process.returncode == 0, process.stderr[-3000:]
-    return {name: Computed(*result) for name, result in torch.load(results).items()}
+    return {
+        tiles: {name: Computed(*result) for name, result in computed.items()}
+        for tiles, computed in torch.load(results).items()
+    }
 
 
-@pytest.mark.parametrize("name", list(KERNEL_PROBLEMS))
+@pytest.mark.parametrize(
+    ("tiles", "name"),
+    [
+        *(("as chosen", name) for name in KERNEL_PROBLEMS),
+        *(("spanning", name) for name in SPANNED),
+    ],
+)
 def test_interpreted_kernels_equal_the_processor(
-    name: str, interpreted: dict[str, Computed]
+    tiles: str, name: str, interpreted: dict[str, dict[str, Computed]]
 ) -> None:
-    assert_computed(interpreted[name], on_the_processor(name))
+    assert_computed(interpreted[tiles][name], on_the_processor(name))
 
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
