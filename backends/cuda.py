@@ -458,7 +458,10 @@ class _Launcher:
         _, hidden_features, features = weight_EHO.shape
         hidden_RH = grad_TO.new_empty(len(self.order), hidden_features)
         expanded_grad_RF = torch.empty_like(expanded_RF)
-        tile = self.tiles.expand._replace(span=1)
+        tile = self.tiles.expand
+        # Five numbers for each of a piece are in registers at once, of which a thread has 255.
+        narrow = min(tile.columns, 32 * 32 * tile.num_warps // tile.rows)
+        tile = tile._replace(columns=narrow, span=1)
         parts = triton.cdiv(hidden_features, tile.columns)
         partial = torch.empty(len(self.order), parts, device=grad_TO.device)
         _hidden_gradient_kernel[self.grid(tile, hidden_features)](
