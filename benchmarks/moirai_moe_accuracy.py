@@ -175,6 +175,7 @@ def pretraining(seed: int, arguments: argparse.Namespace) -> MoiraiMoEEstimator:
         seed=seed,
         patch_size=PATCH_SIZES,
         trainer_kwargs=trainer_kwargs(arguments.steps, arguments),
+        dropout=arguments.dropout,
         **TRAINING,
     )
 
@@ -286,6 +287,7 @@ def main() -> None:
         "--tuning-steps", type=numbers, default=[100, 300, 1000], help="comma-separated"
     )
     parser.add_argument("--horizon", type=int, default=64, help="of the windows of pretraining")
+    parser.add_argument("--dropout", type=float, default=0.2, help="in pretraining alone")
     parser.add_argument("--more-series", action="store_true", help="train on other series, too")
     parser.add_argument("--decodings", type=names, default=list(DECODINGS), help="one or both")
     add_run_arguments(parser, steps=1500)
