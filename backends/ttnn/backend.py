@@ -20,8 +20,8 @@ PRECISIONS = ("bfloat16", "float32", "bfloat8_b")
 class TtnnBackend(TorchBackend):
     """Forecasts on a Tenstorrent device; what has gradients is torch's.
 
-    Each function uploads one tensor and downloads one. Tokens are padded to a power of two, so
-    that few shapes are compiled.
+    Each function uploads one tensor and downloads one, or a few where there are many tokens.
+    Tokens are padded to a power of two, so that few shapes are compiled.
 
     Parameters
     ----------

@@ -66,6 +66,8 @@ class Device:
         For people.
     weights
         What was uploaded.
+    copies_ahead
+        Whether a second command queue copies to the device while it computes.
     """
 
     def __init__(self) -> None:
@@ -169,8 +171,8 @@ class Device:
     ) -> Tensor:
         """Upload, compute, download.
 
-        Rows are padded to a bucket. A device that copies while it computes is given many in
-        pieces.
+        Rows are padded to a bucket. Where there is a second command queue, many of them are cut
+        into pieces of one size, so that one trace serves all.
 
         Parameters
         ----------
@@ -207,7 +209,7 @@ class Device:
             while pieces and self._seen.get(key) is None:
                 results.append(self._start(program, key, self._tiles(pieces.popleft(), dtype)))
             trace = self._seen.get(key)
-            if trace is not None:
+            if pieces and trace is not None:
                 results += self._replay(trace, (self._tiles(piece, dtype) for piece in pieces))
         return torch.cat(results, dim=-2)[..., :rows, :].float()
 
