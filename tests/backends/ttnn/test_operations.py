@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Callable, Iterator
 
 import pytest
@@ -158,6 +159,7 @@ def test_changed_weights_are_uploaded_again() -> None:
 def test_weights_are_uploaded_once_and_released_with_their_tensors() -> None:
     from moecast.backends.ttnn.device import the_device
 
+    gc.collect()  # A skipped test's weights wait for it.
     backend, case = TtnnBackend(), layer("linear")
     routed(backend, case)
     kept = len(the_device().weights)
