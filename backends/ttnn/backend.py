@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..problems import LinearMixture, Mixed, Scoring
 from ..torch import TorchBackend
-from .device import bucket, the_device, whole_tiles
+from .device import the_device, whole_tiles
 
 if TYPE_CHECKING:
     from .operations import Operations
@@ -20,8 +20,8 @@ PRECISIONS = ("bfloat16", "float32", "bfloat8_b")
 class TtnnBackend(TorchBackend):
     """Forecasts on a Tenstorrent device; what has gradients is torch's.
 
-    Each function uploads one tensor and downloads one. Tokens are padded to a power of two, so
-    that few shapes are compiled.
+    Each function uploads one tensor and downloads one, or a few where there are many tokens.
+    Tokens are padded to a power of two, so that few shapes are compiled.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class TtnnBackend(TorchBackend):
             return operations.gated_ffn(x, weights, experts)
 
         result = self._run(program, ("gated", id(experts)), given)
-        return result[: len(x_TI), : contract_EFO.shape[-1]].to(x_TI)
+        return result[:, : contract_EFO.shape[-1]].to(x_TI)
 
     def routed_ffn(
         self,
@@ -99,7 +99,7 @@ class TtnnBackend(TorchBackend):
             _columns(x_TI, whole_tiles(x_TI.shape[-1])),
         )
         outputs, num_experts = contract_EFO.shape[-1], len(expand_EIF)
-        return _unpack(result[: len(x_TI)], outputs, num_experts, top_k, x_TI)
+        return _unpack(result, outputs, num_experts, top_k, x_TI)
 
     def linear_mixture(self, x_GTF: Tensor, mixture: LinearMixture, top_k: int) -> Mixed:
         if torch.is_grad_enabled() or x_GTF.numel() == 0:
@@ -111,13 +111,12 @@ class TtnnBackend(TorchBackend):
             lambda: operations.upload_mixture(mixture),
         )
         num_experts, features, outputs = mixture.direct_GEFO.shape[1:]
-        tokens = x_GTF.shape[1]
         result = self._run(
             lambda x: operations.linear_mixture(x, prepared, num_experts, top_k),
             ("mixture", id(prepared), top_k),
             _columns(x_GTF, whole_tiles(features)).unsqueeze(0),
         )
-        return _unpack(result.squeeze(0)[:, :tokens], outputs, num_experts, top_k, x_GTF)
+        return _unpack(result.squeeze(0), outputs, num_experts, top_k, x_GTF)
 
     def _operations(self) -> "Operations":
         device = the_device()
@@ -135,14 +134,10 @@ class TtnnBackend(TorchBackend):
         )
 
     def _run(self, program: Callable[[Any], Any], key: Hashable, values: Tensor) -> Tensor:
-        """The device's answer for tokens, which are padded to a power of two."""
+        """The device's answer, in the precision asked for."""
         operations = self._operations()
-        rows = values.shape[-2]
-        padded = torch.nn.functional.pad(
-            values.detach().float().cpu(), (0, 0, 0, bucket(rows) - rows)
-        )
         return operations.device.run(
-            program, (self.precision, key), padded, operations.numbers.activations
+            program, (self.precision, key), values, operations.numbers.activations
         )
 
 

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+from collections import deque
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any, Callable, Dict, Hashable, Iterator, List, NamedTuple, Optional, Tuple
@@ -15,9 +16,13 @@ from .weights import WeightCache
 
 TILE = 32
 
-_TRACE_BYTES = 16 << 20
+# That of MOIRAI small's layer takes 256 KB; one that does not fit is an error.
+_TRACE_BYTES = 64 << 20
+MOST_TRACES = 128
 # What an upload may take of the cores' own memory.
 _L1_BYTES = 16 << 20
+# Rows of the pieces that a longer upload is worked through in; not measured on a chip.
+PIECE_ROWS = 1024
 
 
 class Prepared(NamedTuple):
@@ -33,11 +38,18 @@ class Prepared(NamedTuple):
 
 
 class _Trace(NamedTuple):
-    """A recorded program, with the tensors that it reads and writes."""
+    """A recorded program, with the tensors that it reads and writes.
+
+    Attributes
+    ----------
+    staging
+        Where the second queue puts the next input while this one is computed on.
+    """
 
     id: Any
     input: Any
     output: Any
+    staging: Any
 
 
 class Device:
@@ -56,6 +68,8 @@ class Device:
         For people.
     weights
         What was uploaded.
+    copies_ahead
+        Whether a second command queue copies to the device while it computes.
     """
 
     def __init__(self) -> None:
@@ -68,7 +82,9 @@ class Device:
 
         self._ttnn = ttnn
         self.name = found.name
-        self.weights = WeightCache(self._release)
+        # Weights may be collected at any time, also while a trace that reads them is replayed.
+        self._unused: List[Prepared] = []
+        self.weights = WeightCache(self._unused.append)
         self._constants: Dict[Hashable, Any] = {}
         # A trace is a list of commands to the dispatching cores, which slow dispatch and a mock
         # device do without.
@@ -76,8 +92,9 @@ class Device:
         self._records = found.kind != "mock" and not slow
         self._seen: Dict[Hashable, Optional[_Trace]] = {}
         with self.errors_named("could not be opened"):
-            region = {"trace_region_size": _TRACE_BYTES} if self._records else {}
-            self._handle = ttnn.open_device(device_id=0, **region)
+            recording = {"trace_region_size": _TRACE_BYTES, "num_command_queues": 2}
+            self._handle = ttnn.open_device(device_id=0, **(recording if self._records else {}))
+        self.copies_ahead = self._records
         self.is_open = True
         atexit.register(self.close)
 
@@ -132,6 +149,7 @@ class Device:
         def uploaded() -> Prepared:
             # A trace writes where memory was free when it was recorded, which is where new
             # weights may come to lie.
+            self._free_unused()
             self._forget_traces()
             return Prepared(make())
 
@@ -155,48 +173,93 @@ class Device:
     ) -> Tensor:
         """Upload, compute, download.
 
+        Rows are padded to a bucket. Where there is a second command queue, many of them are cut
+        into pieces of one size, so that one trace serves all.
+
         Parameters
         ----------
         program
-            From a tensor on the device to one on the device.
+            From a tensor on the device to one on the device; rows do not depend on each other.
         key
             Tells programs apart, weights included.
         values
-            What is uploaded, whole tiles of it.
+            What is uploaded, ``[..., rows, columns]``, whole tiles of columns.
         dtype
             As what it is uploaded.
+
+        Returns
+        -------
+        Tensor
+            As many rows, in float32.
 
         Raises
         ------
         DeviceError
             If the device fails or is gone.
         """
-        ttnn = self._ttnn
+        rows = values.shape[-2]
+        size = min(bucket(rows), PIECE_ROWS) if self.copies_ahead else bucket(rows)
+        values = values.detach().float().cpu()
+        padded = torch.nn.functional.pad(values, (0, 0, 0, -rows % size))
+        pieces = deque(padded.split(size, dim=-2))
+        key = (key, tuple(pieces[0].shape))
+        results = []
         with self.errors_named("failed while it computed"):
             if not self.is_open:
                 raise RuntimeError("it is closed")
-            host = ttnn.from_torch(values, dtype=dtype, layout=ttnn.TILE_LAYOUT)
-            key = (key, tuple(values.shape))
+            self._free_unused()
+            while pieces and self._seen.get(key) is None:
+                results.append(self._start(program, key, self._tiles(pieces.popleft(), dtype)))
             trace = self._seen.get(key)
-            if trace is None:
-                memory = (
-                    ttnn.L1_MEMORY_CONFIG
-                    if values.numel() * values.element_size() <= _L1_BYTES
-                    else ttnn.DRAM_MEMORY_CONFIG
-                )
-                given = ttnn.to_device(host, self._handle, memory_config=memory)
-                output = program(given)
-                result = ttnn.to_torch(output)
-                if self._records and key in self._seen:
-                    # Compiled by now, so that what is recorded only has to be replayed.
-                    self._seen[key] = self._record(program, given)
-                else:
-                    self._seen[key] = None
-            else:
+            if pieces and trace is not None:
+                results += self._replay(trace, (self._tiles(piece, dtype) for piece in pieces))
+        return torch.cat(results, dim=-2)[..., :rows, :].float()
+
+    def _tiles(self, values: Tensor, dtype: Any) -> Any:
+        return self._ttnn.from_torch(values, dtype=dtype, layout=self._ttnn.TILE_LAYOUT)
+
+    def _start(self, program: Callable[[Any], Any], key: Hashable, host: Any) -> Tensor:
+        """Command by command; the second time, these are recorded afterwards."""
+        ttnn = self._ttnn
+        compiled = key in self._seen
+        if not compiled:
+            # Kernels, too, may come to lie where a trace writes: tt-metal's issue 42698.
+            self._forget_traces()
+        size = host.volume() * host.element_size()
+        memory = ttnn.L1_MEMORY_CONFIG if size <= _L1_BYTES else ttnn.DRAM_MEMORY_CONFIG
+        given = ttnn.to_device(host, self._handle, memory_config=memory)
+        if not self._records:
+            return ttnn.to_torch(program(given))
+        staging = ttnn.clone(given, memory_config=ttnn.DRAM_MEMORY_CONFIG)
+        ttnn.copy(staging, given)
+        result = ttnn.to_torch(program(given))
+        if self.num_traces == MOST_TRACES:
+            self._forget_traces()
+        self._seen[key] = self._record(program, given, staging) if compiled else None
+        return result
+
+    def _replay(self, trace: _Trace, hosts: Iterator[Any]) -> List[Tensor]:
+        """Each input's output. While queue 0 computes on one, queue 1 copies the next.
+
+        Queue 0 also downloads, so that each output is read before the next overwrites it.
+        """
+        ttnn = self._ttnn
+        # What is copied lives until it was.
+        started: List[Tuple[Any, Any]] = []
+        staging_read = ttnn.record_event(self._handle, 0)
+        for host in hosts:
+            if not started:
                 ttnn.copy_host_to_device_tensor(host, trace.input)
-                ttnn.execute_trace(self._handle, trace.id, cq_id=0, blocking=False)
-                result = ttnn.to_torch(trace.output)
-        return result.float()
+            else:
+                ttnn.wait_for_event(1, staging_read)
+                ttnn.copy_host_to_device_tensor(host, trace.staging, cq_id=1)
+                ttnn.wait_for_event(0, ttnn.record_event(self._handle, 1))
+                ttnn.copy(trace.staging, trace.input)
+                staging_read = ttnn.record_event(self._handle, 0)
+            ttnn.execute_trace(self._handle, trace.id, cq_id=0, blocking=False)
+            started.append((host, trace.output.cpu(blocking=False)))
+        ttnn.synchronize_device(self._handle)
+        return [ttnn.to_torch(output) for _, output in started]
 
     @property
     def num_traces(self) -> Optional[int]:
@@ -213,26 +276,29 @@ class Device:
         finally:
             self._records = records
 
-    def _record(self, program: Callable[[Any], Any], given: Any) -> _Trace:
+    def _record(self, program: Callable[[Any], Any], given: Any, staging: Any) -> _Trace:
         ttnn = self._ttnn
         trace = ttnn.begin_trace_capture(self._handle, cq_id=0)
         output = program(given)
         ttnn.end_trace_capture(self._handle, trace, cq_id=0)
-        return _Trace(trace, given, output)
+        return _Trace(trace, given, output, staging)
 
     def _forget_traces(self) -> None:
-        for trace in self._seen.values():
+        for key, trace in self._seen.items():
             if trace is not None:
                 self._ttnn.release_trace(self._handle, trace.id)
-        self._seen.clear()
+                self._seen[key] = None
 
-    def _release(self, prepared: Prepared) -> None:
-        if not self.is_open:
+    def _free_unused(self) -> None:
+        if not self._unused:
             return
         self._forget_traces()
-        for tensor in prepared.tensors.values():
-            if tensor is not None:
-                self._ttnn.deallocate(tensor)
+        # Its keys may be another program's from now on.
+        self._seen.clear()
+        while self._unused:
+            for tensor in self._unused.pop().tensors.values():
+                if tensor is not None:
+                    self._ttnn.deallocate(tensor)
 
     def close(self) -> None:
         """Give the device back; another use opens it anew."""
@@ -245,6 +311,7 @@ class Device:
         try:
             self.weights.clear()
             self._constants.clear()
+            self._free_unused()
             self._forget_traces()
         finally:
             self.is_open = False

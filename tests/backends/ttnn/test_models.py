@@ -13,7 +13,7 @@ import torch
 from model_cases import Factory, autoformer, moirai_moe, mole, untrained
 from moecast.backends.ttnn.counting import counted
 from moecast.forecasters import MoEPredictor
-from ttnn_cases import IS_MOCK, correlation, needs_numbers, relative_error
+from ttnn_cases import IS_MOCK, correlation, needs_numbers, needs_two_queues, relative_error
 
 pytestmark = pytest.mark.ttnn
 
@@ -67,6 +67,27 @@ def test_forecast_parameters_are_those_of_torch(name: str) -> None:
     for mine, theirs in zip(found.routings.values(), expected.routings.values()):
         assert correlation(mine.dense_weights(), theirs.dense_weights()) >= 0.99
         assert torch.equal(mine.ids_TK.sort().values, theirs.ids_TK.sort().values)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch"), [("MoLE dlinear top-2", 70), ("MOIRAI-MoE 2 layers", 6)]
+)
+def test_forecast_parameters_are_the_same_in_pieces(
+    name: str, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moecast.backends.ttnn import device
+
+    needs_two_queues()
+    predictor = untrained(MODELS[name](backend="ttnn"))
+    inputs = inputs_of(predictor, batch)
+    with torch.inference_mode():
+        whole = predictor.network.outputs(inputs).distr_args
+        monkeypatch.setattr(device, "PIECE_ROWS", 32)
+        for _ in range(2):
+            found = predictor.network.outputs(inputs).distr_args
+            for mine, theirs in zip(found, whole):
+                assert torch.equal(mine, theirs)
+    assert device.the_device().num_traces == (1 if name.startswith("MoLE") else 2)
 
 
 def test_paths_of_several_patches_are_drawn() -> None:

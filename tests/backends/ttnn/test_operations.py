@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Iterator
+import gc
+from typing import Callable, Iterator
 
 import pytest
 import torch
 from moecast.backends import Mixed, TorchBackend
 from moecast.backends.ttnn import PRECISIONS, TtnnBackend
-from ttnn_cases import Layer, check_close, check_mixed, layer, needs_numbers
+from torch import Tensor
+from ttnn_cases import Layer, check_close, check_mixed, layer, needs_numbers, needs_two_queues
 
 pytestmark = pytest.mark.ttnn
 TORCH = TorchBackend()
@@ -20,8 +22,21 @@ def _without_gradients() -> Iterator[None]:
         yield
 
 
+Call = Callable[[TorchBackend, Layer], Tensor]
+
+
 def routed(backend: TorchBackend, case: Layer) -> Mixed:
     return backend.routed_ffn(*case)
+
+
+def routed_outputs(backend: TorchBackend, case: Layer) -> Tensor:
+    return routed(backend, case).y_TO
+
+
+def given_outputs(backend: TorchBackend, case: Layer) -> Tensor:
+    """Of the experts that torch chooses."""
+    weights, ids = TORCH.route(case.scoring.logits(case.x), case.top_k)
+    return backend.gated_ffn(case.x, weights, ids, case.expand, case.contract)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -39,9 +54,7 @@ def test_all_experts_may_be_chosen() -> None:
 
 def test_chosen_experts_may_be_given() -> None:
     case = layer("linear")
-    weights, ids = TORCH.route(case.scoring.logits(case.x), case.top_k)
-    arguments = case.x, weights, ids, case.expand, case.contract
-    check_close(TtnnBackend().gated_ffn(*arguments), TORCH.gated_ffn(*arguments), "given experts")
+    check_close(given_outputs(TtnnBackend(), case), given_outputs(TORCH, case), "given experts")
 
 
 def test_one_token_is_as_among_many() -> None:
@@ -81,6 +94,58 @@ def test_later_batches_are_as_exact_as_the_first() -> None:
     assert the_device().num_traces in (None, len(layers))
 
 
+@pytest.mark.parametrize("most", [1, 128])
+def test_numbers_of_tokens_in_turn_are_replayed(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one trace is all that there may be, each discards the other's."""
+    from moecast.backends.ttnn import device
+
+    needs_numbers()
+    monkeypatch.setattr(device, "MOST_TRACES", most)
+    many = layer("linear")
+    few = many._replace(x=many.x[:8])
+    backend = TtnnBackend()
+    expected = routed(backend, many)
+    for case in (few, many, few, many, few):
+        for found, whole in zip(routed(backend, case), expected):
+            torch.testing.assert_close(found, whole[: len(case.x)], rtol=0, atol=0)
+    assert device.the_device().num_traces in (None, min(most, 2))
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+@pytest.mark.parametrize("call", [routed_outputs, given_outputs])
+def test_pieces_are_as_exact_as_the_whole(
+    call: Call, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit. The first batch computes a piece, records the next and replays the rest."""
+    from moecast.backends.ttnn import device
+
+    needs_two_queues()
+    case, backend = layer("linear", tokens=150), TtnnBackend(precision)
+    whole = call(backend, case)
+    monkeypatch.setattr(device, "PIECE_ROWS", 32)
+    for batch in range(3):
+        found = call(backend, case._replace(x=case.x.roll(batch, dims=0)))
+        assert torch.equal(found, whole.roll(batch, dims=0))
+        assert device.the_device().num_traces == 1
+    case.contract.mul_(2.0)
+    assert torch.equal(call(backend, case), 2.0 * whole)
+
+
+def test_each_piece_is_one_round_trip(monkeypatch: pytest.MonkeyPatch) -> None:
+    from moecast.backends.ttnn import device
+    from moecast.backends.ttnn.counting import counted
+
+    needs_two_queues()
+    monkeypatch.setattr(device, "PIECE_ROWS", 32)
+    case, backend = layer("linear", tokens=70), TtnnBackend()
+    for tokens, pieces in ((70, 3), (32, 1)):
+        part = case._replace(x=case.x[:tokens])
+        routed(backend, part)  # The weights are uploaded here.
+        with counted() as counts:
+            routed(backend, part)
+        assert (counts.uploads, counts.downloads) == (pieces, pieces)
+
+
 def test_changed_weights_are_uploaded_again() -> None:
     case = layer("linear")
     backend = TtnnBackend()
@@ -94,6 +159,7 @@ def test_changed_weights_are_uploaded_again() -> None:
 def test_weights_are_uploaded_once_and_released_with_their_tensors() -> None:
     from moecast.backends.ttnn.device import the_device
 
+    gc.collect()  # A skipped test's weights wait for it.
     backend, case = TtnnBackend(), layer("linear")
     routed(backend, case)
     kept = len(the_device().weights)

@@ -98,6 +98,13 @@ def needs_numbers() -> None:
         pytest.skip("a mock device computes no numbers")
 
 
+def needs_two_queues() -> None:
+    from moecast.backends.ttnn.device import the_device
+
+    if not the_device().copies_ahead:
+        pytest.skip("slow dispatch and a mock device have one command queue")
+
+
 def _dense(mixed: Mixed) -> Tensor:
     zeros = torch.zeros_like(mixed.scores_TE)
     return zeros.scatter(-1, mixed.ids_TK, mixed.weights_TK)
