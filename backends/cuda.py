@@ -478,7 +478,10 @@ class _Launcher:
     def weight_gradient(
         self, a: Tensor, b: Tensor, weight: Tensor, a_of_tokens: bool, b_of_tokens: bool
     ) -> Tensor:
-        """``aᵀ @ b`` of each expert's rows, in memory as the weight."""
+        """``aᵀ @ b`` of each expert's rows, in memory as the weight.
+
+        Rows of ``a`` and ``b`` are choices in order of their experts, or tokens.
+        """
         gradient, tile = torch.empty_like(weight), self.tiles.gradient
         pieces = triton.cdiv(a.shape[1], tile.rows) * triton.cdiv(b.shape[1], tile.columns)
         _weight_gradient_kernel[(pieces, self.num_experts)](
@@ -490,6 +493,8 @@ class _Launcher:
 
 
 class _GatedFFN(torch.autograd.Function):
+    """The layer with its gradients, of the weights for all experts at once."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -520,9 +525,13 @@ class _GatedFFN(torch.autograd.Function):
         if needs_x:
             grad_x = launch.mix(launch.contract(expanded_grad_RF, expand_EIF.mT), None)
         if needs_expand:
-            grad_expand = launch.weight_gradient(x_TI, expanded_grad_RF, expand_EIF, True, False)
+            grad_expand = launch.weight_gradient(
+                x_TI, expanded_grad_RF, expand_EIF, a_of_tokens=True, b_of_tokens=False
+            )
         if needs_contract:
-            grad_contract = launch.weight_gradient(hidden_RH, grad_TO, contract_EFO, False, True)
+            grad_contract = launch.weight_gradient(
+                hidden_RH, grad_TO, contract_EFO, a_of_tokens=False, b_of_tokens=True
+            )
         return grad_x, grad_weights_TK, None, grad_expand, grad_contract
 
 
@@ -530,10 +539,6 @@ def gated_ffn(
     x_TI: Tensor, weights_TK: Tensor, ids_TK: Tensor, expand_EIF: Tensor, contract_EFO: Tensor
 ) -> Tensor:
     """As ``Backend.gated_ffn``, for at least one token, in one of ``DTYPES``."""
-    if torch.is_autocast_enabled("cuda"):
-        dtype = torch.get_autocast_dtype("cuda")
-        x_TI, weights_TK = x_TI.to(dtype), weights_TK.to(dtype)
-        expand_EIF, contract_EFO = expand_EIF.to(dtype), contract_EFO.to(dtype)
     x_TI, weights_TK = x_TI.contiguous(), weights_TK.contiguous()
     inputs = x_TI, weights_TK, ids_TK, expand_EIF, contract_EFO
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):

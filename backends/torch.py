@@ -64,6 +64,14 @@ class TorchBackend:
     ) -> Tensor:
         if len(x_TI) == 0:
             return x_TI.new_zeros(0, contract_EFO.shape[-1])
+        device = x_TI.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            tensors = (x_TI, weights_TK, expand_EIF, contract_EFO)
+            x, weights, expand, contract = (tensor.to(dtype) for tensor in tensors)
+            # Not entered otherwise: that takes as long as a product of one row.
+            with torch.autocast(device, enabled=False):
+                return self.gated_ffn(x, weights, ids_TK, expand, contract)
         if torch.jit.is_tracing():
             return _gated_ffn_in_trace(x_TI, weights_TK, ids_TK, expand_EIF, contract_EFO)
         kernels = _cuda_kernels(x_TI)
@@ -132,12 +140,6 @@ def _gated_ffn_by_expert(
     What lies between an expert's two products then stays in the cache.
     """
     inputs = x_TI, weights_TK, ids_TK, expand_EIF, contract_EFO
-    device = x_TI.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        # Not entered otherwise: that takes as long as a product of one row.
-        with torch.autocast(device, enabled=False):
-            return _gated_ffn_by_expert(*(t if t is ids_TK else t.to(dtype) for t in inputs))
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
         return _GatedFFN.apply(*inputs)
     if ids_TK.numel() <= _FEW_CHOICES:

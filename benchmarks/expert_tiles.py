@@ -105,7 +105,7 @@ class Layer:
             "expand": lambda: launch.expand(self.x_TI, self.expand_EIF, None),
             "contract": lambda: launch.contract(self.hidden_RH, self.contract_EFO),
             "gradient": lambda: launch.weight_gradient(
-                self.x_TI, expanded, self.expand_EIF, True, False
+                self.x_TI, expanded, self.expand_EIF, a_of_tokens=True, b_of_tokens=False
             ),
         }
 
