@@ -3,6 +3,7 @@
 import mmap
 from contextlib import suppress
 from importlib.util import find_spec
+from itertools import accumulate
 from types import ModuleType
 from typing import Any, Iterator, Optional
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from . import cpu
 from .problems import LinearMixture, Mixed, Scoring
 
 _HAS_TRITON = find_spec("triton") is not None
@@ -161,12 +163,20 @@ def _gated_ffn_by_choice(
     x_TI: Tensor, weights_TK: Tensor, ids_TK: Tensor, expand_EIF: Tensor, contract_EFO: Tensor
 ) -> Tensor:
     """As ``Backend.gated_ffn``, for so few tokens that sorting them is not worth it."""
-    y_TO = x_TI.new_zeros(len(x_TI), contract_EFO.shape[-1])
-    for x_I, y_O, weights, ids in zip(x_TI, y_TO, weights_TK.tolist(), ids_TK.tolist()):
-        for weight, expert in zip(weights, ids):
-            gate, up = torch.mv(expand_EIF[expert].T, x_I).chunk(2)
-            y_O.addmv_(contract_EFO[expert].T, F.silu(gate, inplace=True).mul_(up), alpha=weight)
-    return y_TO
+    experts, top_k = ids_TK.flatten().tolist(), ids_TK.shape[1]
+    outputs_RO = x_TI.new_empty(len(experts), contract_EFO.shape[-1])
+    if cpu.takes(x_TI, expand_EIF, contract_EFO):
+        segments = [(expert, row, 1) for row, expert in enumerate(experts)]
+        tokens = [row // top_k for row in range(len(experts))]
+        cpu.gated_ffn(x_TI, tokens, segments, expand_EIF, contract_EFO, outputs_RO)
+    else:
+        for row, expert in enumerate(experts):
+            gate, up = torch.mv(expand_EIF[expert].T, x_TI[row // top_k]).chunk(2)
+            hidden = F.silu(gate, inplace=True).mul_(up)
+            torch.mv(contract_EFO[expert].T, hidden, out=outputs_RO[row])
+    if len(x_TI) == 1:
+        return weights_TK @ outputs_RO
+    return torch.bmm(weights_TK.unsqueeze(1), outputs_RO.view(*ids_TK.shape, -1)).squeeze(1)
 
 
 class _Choices:
@@ -190,11 +200,17 @@ class _Choices:
         counts = torch.bincount(ids, minlength=num_experts).tolist()
         self.experts = [expert for expert, count in enumerate(counts) if count]
         self._counts = [counts[expert] for expert in self.experts]
-        self.most = max(self._counts)
+        self.least, self.most = min(self._counts), max(self._counts)
 
     def by_expert(self, *rows_R: Tensor) -> Iterator[tuple[Any, ...]]:
         """Each expert that was chosen, and its part of each of these."""
         return zip(self.experts, *(rows.split(self._counts) for rows in rows_R))
+
+    def segments(self, most: int) -> list[tuple[int, int, int]]:
+        """Expert, first row and number of rows, of each that has at most so many."""
+        starts = accumulate(self._counts, initial=0)
+        parts = zip(self.experts, starts, self._counts)
+        return [(expert, start, count) for expert, start, count in parts if count <= most]
 
     def mix(self, rows_RO: Tensor, weights_TK: Optional[Tensor] = None) -> Tensor:
         """The sum of each token's rows, weighted: ``[T, O]``."""
@@ -211,38 +227,55 @@ def _outputs(
     x_TI: Tensor,
     expand_EIF: Tensor,
     contract_EFO: Tensor,
-    kept: Optional[list[Tensor]] = None,
+    kept: Optional[dict[int, Tensor]] = None,
 ) -> Tensor:
     """The experts' outputs ``[R, O]``; what the first products give is kept, if there is where."""
 
     def gated(gate: Tensor, up: Tensor) -> Tensor:
         return F.silu(gate, inplace=kept is None).mul_(up)
 
-    def keep(expanded_RF: Tensor) -> None:
+    def keep(expert: int, expanded_RF: Tensor) -> None:
         if kept is not None:
-            kept.append(expanded_RF)
+            kept[expert] = expanded_RF
 
+    def expanded_for(rows: int) -> Tensor:
+        return x_TI.new_empty(rows, expand_EIF.shape[-1])
+
+    rows = len(choices.order_R)
+    outputs_RO = x_TI.new_empty(rows, contract_EFO.shape[-1])
+    few = cpu.MOST_ROWS if cpu.takes(x_TI, expand_EIF, contract_EFO) else 0
+    if choices.least <= few:
+        expanded_RF = None if kept is None else expanded_for(rows)
+        segments = choices.segments(few)
+        stacks = expand_EIF, contract_EFO
+        cpu.gated_ffn(x_TI, choices.tokens_R, segments, *stacks, outputs_RO, expanded_RF)
+        if expanded_RF is not None:
+            for expert, start, number in segments:
+                keep(expert, expanded_RF[start : start + number])
+    if choices.most <= few:
+        return outputs_RO
     expand_FI, contract_OF = expand_EIF.mT.unbind(), contract_EFO.mT.unbind()
-    outputs_RO = x_TI.new_empty(len(choices.order_R), contract_EFO.shape[-1])
     x_RI = x_TI.index_select(0, choices.tokens_R)
     if choices.most < _AS_COLUMNS.start:
         # What lies between the products is then one step for all experts.
-        expanded_RF = x_RI.new_empty(len(x_RI), expand_EIF.shape[-1])
+        expanded_RF = expanded_for(rows)
         for expert, x, expanded in choices.by_expert(x_RI, expanded_RF):
-            keep(torch.mm(x, expand_FI[expert].T, out=expanded))
+            keep(expert, torch.mm(x, expand_FI[expert].T, out=expanded))
         hidden_RH = gated(*expanded_RF.chunk(2, dim=1))
         for expert, hidden, output in choices.by_expert(hidden_RH, outputs_RO):
             torch.mm(hidden, contract_OF[expert].T, out=output)
         return outputs_RO
     for expert, x, output in choices.by_expert(x_RI, outputs_RO):
+        if len(x) <= few:
+            continue
         if len(x) in _AS_COLUMNS:
             expanded_FR = torch.mm(expand_FI[expert], x.T.contiguous())
-            keep(expanded_FR.T)
+            keep(expert, expanded_FR.T)
             hidden_HR = gated(*expanded_FR.chunk(2))
             output.copy_(torch.mm(contract_OF[expert], hidden_HR).T)
         else:
             expanded = torch.mm(x, expand_FI[expert].T)
-            keep(expanded)
+            keep(expert, expanded)
             torch.mm(gated(*expanded.chunk(2, dim=1)), contract_OF[expert].T, out=output)
     return outputs_RO
 
@@ -259,10 +292,11 @@ class _GatedFFN(torch.autograd.Function):
         expand_EIF: Tensor,
         contract_EFO: Tensor,
     ) -> Tensor:
-        kept: list[Tensor] = []
+        kept: dict[int, Tensor] = {}
         ctx.choices = choices = _Choices(ids_TK, len(expand_EIF))
         outputs_RO = _outputs(choices, x_TI, expand_EIF, contract_EFO, kept)
-        ctx.save_for_backward(x_TI, weights_TK, expand_EIF, contract_EFO, *kept)
+        expanded = (kept[expert] for expert in choices.experts)
+        ctx.save_for_backward(x_TI, weights_TK, expand_EIF, contract_EFO, *expanded)
         return choices.mix(outputs_RO, weights_TK)
 
     @staticmethod

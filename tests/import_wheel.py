@@ -12,6 +12,7 @@ for name in packages:
     assert (folder / name / "py.typed").exists(), f"{name} has no py.typed"
     found = pkgutil.walk_packages([str(folder / name)], f"moecast.{name}.")
     modules.extend(module.name for module in found if not module.name.endswith("__main__"))
+assert (folder / "backends" / "cpu.c").exists(), "the kernels in C are missing"
 # These need Triton, which only comes with torch for CUDA, and ttnn, which few machines have.
 modules.remove("moecast.backends.cuda")
 modules.remove("moecast.backends.ttnn.operations")

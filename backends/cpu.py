@@ -1,0 +1,160 @@
+"""Gated experts of a few rows, on processors: kernels in C, ``cpu.c``.
+
+The C compiler of the machine compiles them when they are first needed, in a second, for its own
+processor; the user's cache keeps them. Where that cannot be, the backend does without.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+from typing import Callable, Optional, Sequence, Union
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+# Rows of an expert up to which the kernels are faster than torch's products, with one thread and
+# with two (benchmarks/expert_products.py).
+MOST_ROWS = 64
+# What every number of features must be a multiple of.
+_MULTIPLE = 16
+_SOURCE = Path(__file__).with_suffix(".c")
+_FLAGS = (
+    *("-O3", "-march=native", "-mprefer-vector-width=512", "-ffp-contract=fast", "-fPIC"),
+    f"-DMOST_ROWS={MOST_ROWS}",
+)
+_SIZE = ctypes.c_int64
+
+
+def takes(x_TI: Tensor, expand_EIF: Tensor, contract_EFO: Tensor) -> bool:
+    """Whether the kernels are there, and these experts are for them."""
+    by_output = x_TI, expand_EIF.mT, contract_EFO.mT
+    return (
+        type(x_TI) is Tensor
+        and all(t.is_cpu and t.dtype == torch.float32 and t.is_contiguous() for t in by_output)
+        and x_TI.shape[1] % _MULTIPLE == 0
+        and contract_EFO.shape[1] % _MULTIPLE == 0
+        and contract_EFO.shape[2] % _MULTIPLE == 0
+        and not torch.compiler.is_compiling()
+        and _kernels() is not None
+    )
+
+
+def gated_ffn(
+    x_TI: Tensor,
+    tokens_R: Union[Tensor, Sequence[int]],
+    segments: Sequence[tuple[int, int, int]],
+    expand_EIF: Tensor,
+    contract_EFO: Tensor,
+    outputs_RO: Tensor,
+    expanded_RF: Optional[Tensor] = None,
+) -> None:
+    """Write the outputs of experts, not weighted, where :func:`takes` says that they are for this.
+
+    Parameters
+    ----------
+    tokens_R
+        The token of each row.
+    segments
+        An expert, the first of its rows and their number, at most ``MOST_ROWS``; in order of the
+        rows.
+    outputs_RO, expanded_RF
+        What is written: the outputs, and, if wanted, what the first products give.
+    """
+    kernels = _kernels()
+    assert kernels is not None
+    features, (hidden_features, out_features) = x_TI.shape[1], contract_EFO.shape[1:]
+    hidden = x_TI.new_empty(2, MOST_ROWS, hidden_features)
+    # Not a tensor, which takes longer to make.
+    numbers = _numbers([*chain.from_iterable(segments)])
+    tokens = tokens_R.data_ptr() if isinstance(tokens_R, Tensor) else _numbers(tokens_R)
+    kernels(
+        *(x_TI.data_ptr(), tokens, numbers, len(segments)),
+        *(expand_EIF.data_ptr(), contract_EFO.data_ptr()),
+        *(features, hidden_features, out_features),
+        None if expanded_RF is None else expanded_RF.data_ptr(),
+        *(hidden.data_ptr(), outputs_RO.data_ptr(), torch.get_num_threads()),
+    )
+
+
+def _numbers(values: Sequence[int]) -> "ctypes.Array[ctypes.c_int64]":
+    return (_SIZE * len(values))(*values)
+
+
+@functools.cache
+def _kernels() -> Optional[Callable[..., None]]:
+    """The function in C, or ``None`` where it cannot be had."""
+    try:
+        kernels = _load().moecast_gated_ffn
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        logger.info("Experts of a few rows are torch's products: %s", error)
+        return None
+    pointer, size = ctypes.c_void_p, _SIZE
+    kernels.argtypes = [
+        *(pointer, pointer, pointer, size),
+        *(pointer, pointer, size, size, size),
+        *(pointer, pointer, pointer, ctypes.c_int32),
+    ]
+    kernels.restype = None
+    return kernels
+
+
+def _load() -> ctypes.CDLL:
+    """From the cache, or compiled."""
+    if os.environ.get("MOECAST_C_KERNELS") == "0":
+        raise RuntimeError("MOECAST_C_KERNELS is 0")
+    # Elsewhere nobody has measured that they are faster.
+    capability = torch.backends.cpu.get_cpu_capability()
+    if sys.platform != "linux" or not capability.startswith("AVX"):
+        raise RuntimeError(f"they are for Linux and AVX, not for {sys.platform} and {capability}")
+    compiler, runtime = shlex.split(os.environ.get("CC") or "cc"), _openmp_runtime()
+    compile_ = [*compiler, *_FLAGS, *(["-fopenmp"] if runtime else []), "-c", str(_SOURCE)]
+    link = [*compiler, "-shared", *([str(runtime)] if runtime else [])]
+    parts = [_SOURCE.read_text(), *compile_, *link, platform.machine(), _processor()]
+    name = f"experts-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.so"
+    cache: Optional[Path] = None
+    with suppress(OSError, RuntimeError):
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moecast"
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(OSError):
+            return ctypes.CDLL(str(cache / name))
+    with tempfile.TemporaryDirectory(prefix="moecast") as folder:
+        made, built = Path(folder) / "experts.o", Path(folder) / name
+        for command in ([*compile_, "-o", str(made)], [*link, str(made), "-o", str(built)]):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+            if done.returncode:
+                raise RuntimeError(f"{shlex.join(command)} failed: {done.stderr[:500]}")
+        if cache is not None:
+            # Whole or not at all, whoever else is doing the same.
+            with suppress(OSError), tempfile.TemporaryDirectory(dir=cache) as beside:
+                os.replace(shutil.copy(built, beside), cache / name)
+        # What is loaded stays when its file goes.
+        return ctypes.CDLL(str(built))
+
+
+def _openmp_runtime() -> Optional[Path]:
+    """The one that torch has loaded; another one's threads would stand in its way."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        path = Path(line.split(maxsplit=5)[-1])
+        if re.match(r"lib(gomp|iomp5|omp)[.-]", path.name):
+            return path
+    return None
+
+
+def _processor() -> str:
+    """What it can do: a home may be shared by several machines."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line for line in lines if line.startswith("flags")), "")
