@@ -396,8 +396,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
 
 @needs_cuda
 @pytest.mark.parametrize("name", list(KERNEL_PROBLEMS))
-def test_cuda_equals_the_processor(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+def test_cuda_equals_the_processor(name: str) -> None:
     given_ = Problem(*(tensor.cuda() for tensor in kernel_problem(name)))
     found = compute(given_, BACKEND.gated_ffn, BACKEND._choose)
     expected = on_the_processor(name)
