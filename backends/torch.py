@@ -188,8 +188,8 @@ class _Choices:
         Which choice of which token comes where.
     experts
         Those that were chosen.
-    most
-        How often the one was that was chosen most.
+    least, most
+        How often one of these was chosen at least and at most.
     """
 
     def __init__(self, ids_TK: Tensor, num_experts: int) -> None:
@@ -243,6 +243,7 @@ def _outputs(
 
     rows = len(choices.order_R)
     outputs_RO = x_TI.new_empty(rows, contract_EFO.shape[-1])
+    # Rows up to which an expert is the kernels'.
     few = cpu.MOST_ROWS if cpu.takes(x_TI, expand_EIF, contract_EFO) else 0
     if choices.least <= few:
         expanded_RF = None if kept is None else expanded_for(rows)

@@ -39,6 +39,9 @@ COLUMNS = ("CRPS", "MASE", "MSIS", "in 80%")
 STEPS_PER_EPOCH = 50
 LONGEST_PIECE = 1024
 HOURS_PER_STEP = (2, 3, 4, 6)
+# Made-up series, and the lengths of their seasons, in steps.
+SYNTHETIC = 600
+SEASONS = (4, 7, 12, 12, 12, 24, 52)
 # Steps of context and horizon in pretraining.
 WINDOW = 512
 
@@ -89,6 +92,22 @@ def other_series(folder: Path) -> List[List[DataEntry]]:
         ),
     ]
     return [*averaged, [{name: entry[name] for name in ("start", "target")} for entry in few]]
+
+
+def synthetic_series() -> List[DataEntry]:
+    """Made-up series of a growing or shrinking level, a season that goes with it, and noise."""
+    random = np.random.default_rng(0)
+    entries: List[DataEntry] = []
+    for _ in range(SYNTHETIC):
+        steps = np.arange(random.integers(120, 420))
+        season = 0.4 * random.normal(size=random.choice(SEASONS))
+        growth = random.normal(scale=0.004) * steps
+        wandering = random.normal(scale=random.gamma(1, 0.02), size=len(steps)).cumsum()
+        noise = random.normal(scale=random.gamma(1.5, 0.06), size=len(steps))
+        logarithm = growth + wandering + noise + season[steps % len(season)]
+        target = 10 ** random.uniform(0, 5) * np.exp(logarithm.clip(-6, 6))
+        entries.append({"start": pd.Period("1980-01", freq="M"), "target": target})
+    return entries
 
 
 def averages(entry: DataEntry, hours: int) -> DataEntry:
@@ -188,6 +207,7 @@ def pretrain_and_tune(seed: int, arguments: argparse.Namespace) -> Runs:
     if arguments.more_series:
         others = [in_pieces(entries) for entries in other_series(arguments.data)]
         sets = [*(in_pieces(entries) for entries in sets), equally_often(others)]
+    sets.append(synthetic_series())
     runs: Runs = {}
     with tempfile.TemporaryDirectory() as folder:
         estimator = pretraining(seed, arguments)
