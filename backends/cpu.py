@@ -26,8 +26,8 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-# Rows of an expert up to which the kernels are faster than torch's products, with one thread and
-# with two (benchmarks/expert_products.py).
+# Rows of an expert up to which the kernels are faster than torch's products, or with one thread
+# almost as fast (benchmarks/expert_products.py).
 MOST_ROWS = 64
 # What every number of features must be a multiple of.
 _MULTIPLE = 16

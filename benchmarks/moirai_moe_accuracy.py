@@ -8,7 +8,8 @@ equally often, and written in the published format. Read again for
 each set's horizon, it forecasts the test windows of benchmarks/accuracy.py with both ways of
 decoding. Then it is fine-tuned on tourism_monthly, which it has not seen, and compared with itself
 before and with a network of the same size trained on tourism_monthly alone for as many steps.
-With --more-series a mixture of other series is trained on as a sixth set.
+With --more-series a mixture of other series is trained on as a sixth set, and made-up ones as a
+seventh.
 Printed are means over the seeds and their standard errors, as Markdown.
 """
 
@@ -206,8 +207,8 @@ def pretrain_and_tune(seed: int, arguments: argparse.Namespace) -> Runs:
     sets = [training_part(name, arguments.data) for name in TOGETHER]
     if arguments.more_series:
         others = [in_pieces(entries) for entries in other_series(arguments.data)]
-        sets = [*(in_pieces(entries) for entries in sets), equally_often(others)]
-    sets.append(synthetic_series())
+        sets = [in_pieces(entries) for entries in sets]
+        sets += [equally_often(others), synthetic_series()]
     runs: Runs = {}
     with tempfile.TemporaryDirectory() as folder:
         estimator = pretraining(seed, arguments)
