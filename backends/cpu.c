@@ -126,19 +126,20 @@ static void product(const float *const *inputs, int64_t rows, const float *weigh
     }
 }
 
-/* e to the x: a power of two times a polynomial, which compilers turn into vectors, unlike expf. */
+/* e to the x: a power of two, infinite for the largest, times a polynomial. Compilers turn it into
+ * vectors, unlike expf. */
 INLINE float exponential(float x) {
     float powers = x * 1.44269504f;
     powers = powers < -126.0f ? -126.0f : powers;
-    powers = powers > 126.0f ? 126.0f : powers;
+    powers = powers > 128.0f ? 128.0f : powers;
     union {
         float real;
-        int32_t bits;
+        uint32_t bits;
     } shifted = {powers + 12582912.0f}, scale;
     float rest = (powers - (shifted.real - 12582912.0f)) * 0.693147181f;
     float value = 1.0f + rest * (1.0f + rest * (1.0f / 2 + rest * (1.0f / 6 + rest * (1.0f / 24
                   + rest * (1.0f / 120 + rest * (1.0f / 720))))));
-    scale.bits = (shifted.bits << 23) + (127 << 23);
+    scale.bits = (shifted.bits + 127u) << 23;
     return value * scale.real;
 }
 

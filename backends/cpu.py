@@ -12,7 +12,6 @@ import os
 import platform
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from typing import Callable, Optional, Sequence, Union
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 logger = logging.getLogger(__name__)
 
@@ -39,16 +39,34 @@ _FLAGS = (
 _SIZE = ctypes.c_int64
 
 
-def takes(x_TI: Tensor, expand_EIF: Tensor, contract_EFO: Tensor) -> bool:
-    """Whether the kernels are there, and these experts are for them."""
+def takes(
+    x_TI: Tensor,
+    num_tokens: int,
+    experts: Sequence[int],
+    expand_EIF: Tensor,
+    contract_EFO: Tensor,
+) -> bool:
+    """Whether the kernels are there, and this is for them: what does not fit is left to torch.
+
+    Parameters
+    ----------
+    num_tokens, experts
+        How many tokens chose, and which experts were chosen.
+    """
     by_output = x_TI, expand_EIF.mT, contract_EFO.mT
+    number, features, expanded_features = expand_EIF.shape
+    _, hidden_features, out_features = contract_EFO.shape
     return (
-        type(x_TI) is Tensor
-        and all(t.is_cpu and t.dtype == torch.float32 and t.is_contiguous() for t in by_output)
-        and x_TI.shape[1] % _MULTIPLE == 0
-        and contract_EFO.shape[1] % _MULTIPLE == 0
-        and contract_EFO.shape[2] % _MULTIPLE == 0
+        all(type(t) is Tensor and t.is_cpu and t.dtype == torch.float32 for t in by_output)
+        and all(t.is_contiguous() for t in by_output)
+        and x_TI.shape == (num_tokens, features)
+        and contract_EFO.shape[0] == number
+        and expanded_features == 2 * hidden_features
+        and not (features % _MULTIPLE or hidden_features % _MULTIPLE or out_features % _MULTIPLE)
+        and 0 <= min(experts) <= max(experts) < number
+        # Nobody sees inside them: neither a compiler nor derivatives taken on the way.
         and not torch.compiler.is_compiling()
+        and forward_ad._current_level < 0
         and _kernels() is not None
     )
 
@@ -99,7 +117,7 @@ def _kernels() -> Optional[Callable[..., None]]:
     """The function in C, or ``None`` where it cannot be had."""
     try:
         kernels = _load().moecast_gated_ffn
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
         logger.info("Experts of a few rows are torch's products: %s", error)
         return None
     pointer, size = ctypes.c_void_p, _SIZE
@@ -119,42 +137,55 @@ def _load() -> ctypes.CDLL:
     # Elsewhere nobody has measured that they are faster.
     capability = torch.backends.cpu.get_cpu_capability()
     if sys.platform != "linux" or not capability.startswith("AVX"):
-        raise RuntimeError(f"they are for Linux and AVX, not for {sys.platform} and {capability}")
+        raise RuntimeError(f"they are for Linux and AVX2, not for {sys.platform} and {capability}")
     compiler, runtime = shlex.split(os.environ.get("CC") or "cc"), _openmp_runtime()
     compile_ = [*compiler, *_FLAGS, *(["-fopenmp"] if runtime else []), "-c", str(_SOURCE)]
-    link = [*compiler, "-shared", *([str(runtime)] if runtime else [])]
-    parts = [_SOURCE.read_text(), *compile_, *link, platform.machine(), _processor()]
+    link = [*compiler, "-shared"]
+    parts = [_SOURCE.read_text(), *compile_, *link, runtime, platform.machine(), _processor()]
     name = f"experts-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.so"
-    cache: Optional[Path] = None
-    with suppress(OSError, RuntimeError):
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moecast"
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    cache = _cache()
+    if cache is not None:
         with suppress(OSError):
             return ctypes.CDLL(str(cache / name))
-    with tempfile.TemporaryDirectory(prefix="moecast") as folder:
-        made, built = Path(folder) / "experts.o", Path(folder) / name
-        for command in ([*compile_, "-o", str(made)], [*link, str(made), "-o", str(built)]):
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    with tempfile.TemporaryDirectory(prefix="moecast", dir=cache) as folder:
+        made, built = str(Path(folder) / "experts.o"), str(Path(folder) / name)
+        libraries = [str(runtime)] if runtime else []
+        for command in ([*compile_, "-o", made], [*link, made, *libraries, "-o", built]):
+            done = subprocess.run(command, capture_output=True, errors="replace", timeout=120)
             if done.returncode:
                 raise RuntimeError(f"{shlex.join(command)} failed: {done.stderr[:500]}")
+        # What is loaded stays when its file goes.
+        library = ctypes.CDLL(built)
         if cache is not None:
             # Whole or not at all, whoever else is doing the same.
-            with suppress(OSError), tempfile.TemporaryDirectory(dir=cache) as beside:
-                os.replace(shutil.copy(built, beside), cache / name)
-        # What is loaded stays when its file goes.
-        return ctypes.CDLL(str(built))
+            with suppress(OSError), open(built, "rb") as file:
+                os.fsync(file.fileno())
+                os.replace(built, cache / name)
+        return library
+
+
+def _cache() -> Optional[Path]:
+    """The user's folder for what is compiled, if there is one that nobody else can write."""
+    with suppress(OSError, RuntimeError):
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moecast"
+        if folder.is_absolute():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            status = folder.stat()
+            if status.st_uid == os.getuid() and not status.st_mode & 0o022:
+                return folder if os.access(folder, os.W_OK) else None
+    return None
 
 
 def _openmp_runtime() -> Optional[Path]:
     """The one that torch has loaded; another one's threads would stand in its way."""
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        path = Path(line.split(maxsplit=5)[-1])
-        if re.match(r"lib(gomp|iomp5|omp)[.-]", path.name):
-            return path
-    return None
+    lines = Path("/proc/self/maps").read_text(errors="replace").splitlines()
+    paths = [Path(line.split(maxsplit=5)[-1]) for line in lines]
+    found = [path for path in paths if re.match(r"lib(gomp|iomp5|omp)[.-]", path.name)]
+    of_torch = [path for path in found if path.is_relative_to(Path(torch.__file__).parent)]
+    return next(iter([*of_torch, *found]), None)
 
 
 def _processor() -> str:
     """What it can do: a home may be shared by several machines."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     return next((line for line in lines if line.startswith("flags")), "")

@@ -165,7 +165,7 @@ def _gated_ffn_by_choice(
     """As ``Backend.gated_ffn``, for so few tokens that sorting them is not worth it."""
     experts, top_k = ids_TK.flatten().tolist(), ids_TK.shape[1]
     outputs_RO = x_TI.new_empty(len(experts), contract_EFO.shape[-1])
-    if cpu.takes(x_TI, expand_EIF, contract_EFO):
+    if cpu.takes(x_TI, len(ids_TK), experts, expand_EIF, contract_EFO):
         segments = [(expert, row, 1) for row, expert in enumerate(experts)]
         tokens = [row // top_k for row in range(len(experts))]
         cpu.gated_ffn(x_TI, tokens, segments, expand_EIF, contract_EFO, outputs_RO)
@@ -184,6 +184,8 @@ class _Choices:
 
     Attributes
     ----------
+    num_tokens
+        T.
     order_R, tokens_R
         Which choice of which token comes where.
     experts
@@ -194,6 +196,7 @@ class _Choices:
 
     def __init__(self, ids_TK: Tensor, num_experts: int) -> None:
         ids = ids_TK.flatten()
+        self.num_tokens = len(ids_TK)
         self.order_R = ids.argsort()
         self.tokens_R = self.order_R // ids_TK.shape[-1]
         self._place_TK = self.order_R.argsort().view_as(ids_TK)
@@ -244,11 +247,12 @@ def _outputs(
     rows = len(choices.order_R)
     outputs_RO = x_TI.new_empty(rows, contract_EFO.shape[-1])
     # Rows up to which an expert is the kernels'.
-    few = cpu.MOST_ROWS if cpu.takes(x_TI, expand_EIF, contract_EFO) else 0
+    stacks = expand_EIF, contract_EFO
+    takes = cpu.takes(x_TI, choices.num_tokens, choices.experts, *stacks)
+    few = cpu.MOST_ROWS if takes else 0
     if choices.least <= few:
         expanded_RF = None if kept is None else expanded_for(rows)
         segments = choices.segments(few)
-        stacks = expand_EIF, contract_EFO
         cpu.gated_ffn(x_TI, choices.tokens_R, segments, *stacks, outputs_RO, expanded_RF)
         if expanded_RF is not None:
             for expert, start, number in segments:

@@ -89,7 +89,7 @@ def ways(stacks: Tuple[Tensor, Tensor], x_RI: Tensor) -> Dict[str, Callable[[], 
 
         runs["packed"] = by_packed
     rows = len(x_RI)
-    if rows <= cpu.MOST_ROWS and cpu.takes(x_RI, *stacks):
+    if rows <= cpu.MOST_ROWS and cpu.takes(x_RI, rows, range(NUM_EXPERTS), *stacks):
         tokens = torch.arange(rows).repeat(NUM_EXPERTS)
         segments = [(expert, expert * rows, rows) for expert in range(NUM_EXPERTS)]
         outputs = x_RI.new_empty(len(tokens), stacks[1].shape[-1])

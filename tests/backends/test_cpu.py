@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +18,15 @@ from torch import Tensor
 
 BACKEND = TorchBackend()
 
-needs_kernels = pytest.mark.skipif(
-    cpu._kernels() is None, reason="the kernels in C want Linux, AVX and a C compiler"
+wanted = (
+    sys.platform == "linux"
+    and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    and shutil.which(os.environ.get("CC", "cc")) is not None
+    and os.environ.get("MOECAST_C_KERNELS") != "0"
 )
-pytestmark = needs_kernels
+pytestmark = pytest.mark.skipif(
+    not wanted, reason="the kernels in C want Linux, AVX2 and a C compiler"
+)
 
 Problem = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -96,17 +102,30 @@ def test_outputs_and_gradients_are_those_of_products(
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_they_compile() -> None:
+    assert cpu._kernels() is not None
+
+
 @pytest.mark.parametrize("learning", [False, True])
 def test_experts_of_few_and_of_many_rows_in_one_layer(calls: list[int], learning: bool) -> None:
-    x, weights, ids, expand, contract = problem(300, 4, 1)
-    # 10 and 60 rows for the kernels, 90 for products of columns, 140 for products of rows.
-    counts = torch.tensor([10, 60, 90, 140])
-    ids = torch.arange(4).repeat_interleave(counts)[torch.randperm(300)].unsqueeze(1)
-    given_ = x, weights, ids, expand.requires_grad_(learning), contract
-    np.testing.assert_allclose(
-        BACKEND.gated_ffn(*given_).detach(), exact(given_).detach(), rtol=1e-5, atol=1e-5
-    )
-    assert calls == [70]
+    # Up to 64 rows for the kernels, 65 and more for products of columns, 160 for those of rows.
+    counts = torch.tensor([5, 90, 60, 0, 160, 64, 65, 1, 30])
+    tokens = int(counts.sum())
+    x, weights, _, *stacks = problem(tokens, len(counts), 1)
+    ids = torch.arange(len(counts)).repeat_interleave(counts)
+    ids = ids[torch.randperm(tokens, generator=torch.Generator().manual_seed(0))].unsqueeze(1)
+
+    def computed(dtype: torch.dtype) -> list[Tensor]:
+        inputs = [t.to(dtype, copy=True).requires_grad_(learning) for t in (x, weights, *stacks)]
+        outputs = BACKEND.gated_ffn(inputs[0], inputs[1], ids, *inputs[2:])
+        if not learning:
+            return [outputs]
+        slopes = torch.arange(outputs.numel(), dtype=dtype).cos().view_as(outputs)
+        return [outputs.detach(), *torch.autograd.grad(outputs, inputs, slopes)]
+
+    for found, expected in zip(computed(torch.float32), computed(torch.float64)):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    assert calls == [5 + 60 + 64 + 1 + 30]
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 40])
@@ -154,7 +173,33 @@ def test_an_extreme_token_is_its_own_alone(value: float) -> None:
     found = BACKEND.gated_ffn(x, weights, ids, *stacks)
     others = torch.arange(12) != 5
     torch.testing.assert_close(found[others], expected[others], rtol=0, atol=0)
-    assert found[5].isnan().all() == np.isnan(value)
+    np.testing.assert_allclose(found[5], exact((x, weights, ids, *stacks))[5], rtol=1e-4)
+
+
+@pytest.mark.parametrize("gate", [-90.0, -1e4, -3e38, 88.0, 1e38, 0.0])
+def test_gates_far_from_zero(gate: float) -> None:
+    """The gates of every hidden unit are this, and the other branch is 2."""
+    x = torch.full((3, 16), 1 / 16)
+    expand = torch.cat([torch.full((1, 16, 16), gate), torch.full((1, 16, 16), 2.0)], dim=1)
+    contract = torch.eye(16).unsqueeze(0)
+    ids, weights = torch.zeros(3, 1, dtype=torch.long), torch.ones(3, 1)
+    found = BACKEND.gated_ffn(x, weights, ids, expand.mT, contract.mT)
+    silu = torch.nn.functional.silu(torch.tensor(gate, dtype=torch.float64))
+    np.testing.assert_allclose(found, (2 * silu).float().expand(3, 16), rtol=1e-5, atol=1e-30)
+
+
+@pytest.mark.parametrize("tokens", [2, 30])
+def test_what_does_not_fit_is_torchs_error(tokens: int) -> None:
+    x, weights, ids, expand, contract = problem(tokens, 4, 2)
+    for wrong in (
+        (x[:, :32].contiguous(), weights, ids, expand, contract),
+        (x, weights, ids, expand, problem(1, 4, 2, (48, 96, 32))[4]),
+        (x, weights, ids + 4, expand, contract),
+        (x[: tokens // 2], weights, ids, expand, contract),
+        (x, weights, ids, expand[:2], contract[:2]),
+    ):
+        with pytest.raises((RuntimeError, IndexError, ValueError)):
+            BACKEND.gated_ffn(*wrong)
 
 
 FORWARD = """
@@ -168,7 +213,7 @@ expand = torch.randn(4, 64, 32, generator=generator).mT / 8
 contract = torch.randn(4, 16, 32, generator=generator).mT / 8
 ids = (torch.arange(18) % 4).view(9, 2)
 y = TorchBackend().gated_ffn(x, torch.ones(9, 2), ids, expand, contract)
-print(cpu.takes(x, expand, contract), *y.flatten().tolist())
+print(cpu.takes(x, 9, range(4), expand, contract), *y.flatten().tolist())
 """
 
 
@@ -218,6 +263,7 @@ def test_what_is_no_library_is_replaced(first: tuple[Path, list[float]], tmp_pat
     [
         ({"CC": "no-such-compiler"}, "no-such-compiler"),
         ({"CC": "false"}, "false"),
+        ({"CC": "cc 'x"}, "No closing quotation"),
         ({"MOECAST_C_KERNELS": "0"}, "MOECAST_C_KERNELS is 0"),
     ],
 )
