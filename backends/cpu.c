@@ -149,15 +149,15 @@ static void activate(const float *restrict gate, const float *restrict up, int64
         hidden[i] = gate[i] / (1.0f + exponential(-gate[i])) * up[i];
 }
 
-/* Rows of one expert. */
+/* Rows of one expert, and the first of them in what is kept, which has no gaps. */
 typedef struct {
-    int64_t expert, start, rows;
+    int64_t expert, start, rows, kept;
 } segment;
 
 /* outputs[R, O] = (SiLU(x expand[E, :H]^T) * (x expand[E, H:]^T)) contract[E]^T for each segment of
  * at most MOST_ROWS rows, with x[tokens[R]] of x[T, I], expand[E, 2 H, I] and contract[E, O, H].
- * What the first product gives is kept in expanded[R, 2 H], unless that is null; hidden is
- * [2, MOST_ROWS, H] of memory to work in. */
+ * What the first product gives is kept in expanded[all rows of segments, 2 H], unless that is null;
+ * hidden is [2, MOST_ROWS, H] of memory to work in. */
 void moecast_gated_ffn(const float *x, const int64_t *tokens, const segment *segments,
                        int64_t num_segments, const float *expand, const float *contract,
                        int64_t I, int64_t H, int64_t O, float *expanded, float *hidden,
@@ -179,7 +179,7 @@ void moecast_gated_ffn(const float *x, const int64_t *tokens, const segment *seg
             int64_t number = H - h < TASK_OUTPUTS ? H - h : TASK_OUTPUTS;
             const float *inputs[MOST_ROWS], *weights = expand + (s.expert * 2 * H + h) * I;
             float here[2 * TASK_OUTPUTS * MOST_ROWS] __attribute__((aligned(64)));
-            float *gates = expanded ? expanded + s.start * 2 * H + h : here;
+            float *gates = expanded ? expanded + s.kept * 2 * H + h : here;
             float *ups = expanded ? gates + H : here + TASK_OUTPUTS;
             int64_t stride = expanded ? 2 * H : 2 * TASK_OUTPUTS;
             for (int64_t r = 0; r < s.rows; r++) inputs[r] = x + tokens[s.start + r] * I;

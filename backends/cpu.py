@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import suppress
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Callable, Optional, Sequence, Union
 
@@ -78,7 +78,7 @@ def gated_ffn(
     expand_EIF: Tensor,
     contract_EFO: Tensor,
     outputs_RO: Tensor,
-    expanded_RF: Optional[Tensor] = None,
+    expanded_SF: Optional[Tensor] = None,
 ) -> None:
     """Write the outputs of experts, not weighted, where :func:`takes` says that they are for this.
 
@@ -89,21 +89,25 @@ def gated_ffn(
     segments
         An expert, the first of its rows and their number, at most ``MOST_ROWS``; in order of the
         rows.
-    outputs_RO, expanded_RF
-        What is written: the outputs, and, if wanted, what the first products give.
+    outputs_RO
+        What is written.
+    expanded_SF
+        Where what the first products give is kept, if it is wanted: the rows of all segments, one
+        after the other.
     """
     kernels = _kernels()
     assert kernels is not None
     features, (hidden_features, out_features) = x_TI.shape[1], contract_EFO.shape[1:]
     hidden = x_TI.new_empty(2, MOST_ROWS, hidden_features)
     # Not a tensor, which takes longer to make.
-    numbers = _numbers([*chain.from_iterable(segments)])
+    kept = accumulate((rows for _, _, rows in segments), initial=0)
+    numbers = _numbers([*chain.from_iterable((*s, k) for s, k in zip(segments, kept))])
     tokens = tokens_R.data_ptr() if isinstance(tokens_R, Tensor) else _numbers(tokens_R)
     kernels(
         *(x_TI.data_ptr(), tokens, numbers, len(segments)),
         *(expand_EIF.data_ptr(), contract_EFO.data_ptr()),
         *(features, hidden_features, out_features),
-        None if expanded_RF is None else expanded_RF.data_ptr(),
+        None if expanded_SF is None else expanded_SF.data_ptr(),
         *(hidden.data_ptr(), outputs_RO.data_ptr(), torch.get_num_threads()),
     )
 

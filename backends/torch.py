@@ -251,12 +251,13 @@ def _outputs(
     takes = cpu.takes(x_TI, choices.num_tokens, choices.experts, *stacks)
     few = cpu.MOST_ROWS if takes else 0
     if choices.least <= few:
-        expanded_RF = None if kept is None else expanded_for(rows)
         segments = choices.segments(few)
-        cpu.gated_ffn(x_TI, choices.tokens_R, segments, *stacks, outputs_RO, expanded_RF)
-        if expanded_RF is not None:
-            for expert, start, number in segments:
-                keep(expert, expanded_RF[start : start + number])
+        counts = [number for _, _, number in segments]
+        expanded_SF = None if kept is None else expanded_for(sum(counts))
+        cpu.gated_ffn(x_TI, choices.tokens_R, segments, *stacks, outputs_RO, expanded_SF)
+        if expanded_SF is not None:
+            for (expert, _, _), expanded in zip(segments, expanded_SF.split(counts)):
+                keep(expert, expanded)
     if choices.most <= few:
         return outputs_RO
     expand_FI, contract_OF = expand_EIF.mT.unbind(), contract_EFO.mT.unbind()
