@@ -6,15 +6,12 @@
  */
 #include <stdint.h>
 
-#if defined(__AVX512F__)
+#ifdef __AVX512F__
 #define WIDTH 16
 #define BLOCK_ROWS 6
-#elif defined(__AVX__)
+#else
 #define WIDTH 8
 #define BLOCK_ROWS 3
-#else
-#define WIDTH 4
-#define BLOCK_ROWS 6
 #endif
 
 /* A block is as many inputs and outputs as have their sums in registers; a panel, the outputs whose
@@ -44,10 +41,8 @@ typedef float quad __attribute__((vector_size(16), aligned(4), may_alias));
 #define LAST(i) FIRST(i + 2)
 #if WIDTH == 16
 #define EACH(part) part(0), part(4), part(8), part(12)
-#elif WIDTH == 8
-#define EACH(part) part(0), part(4)
 #else
-#define EACH(part) part(0)
+#define EACH(part) part(0), part(4)
 #endif
 
 /* The sums over a, b, c and d. */

@@ -9,7 +9,6 @@ import functools
 import hashlib
 import logging
 import os
-import platform
 import re
 import shlex
 import subprocess
@@ -145,7 +144,7 @@ def _load() -> ctypes.CDLL:
     compiler, runtime = shlex.split(os.environ.get("CC") or "cc"), _openmp_runtime()
     compile_ = [*compiler, *_FLAGS, *(["-fopenmp"] if runtime else []), "-c", str(_SOURCE)]
     link = [*compiler, "-shared"]
-    parts = [_SOURCE.read_text(), *compile_, *link, runtime, platform.machine(), _processor()]
+    parts = [_SOURCE.read_text(), *compile_, *link, runtime, _processor()]
     name = f"experts-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.so"
     cache = _cache()
     if cache is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gated_ffn_cases import Problem, problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from moecast.backends import TorchBackend, cpu
@@ -18,20 +19,18 @@ from torch import Tensor
 
 BACKEND = TorchBackend()
 
-wanted = (
+expected_here = (
     sys.platform == "linux"
     and torch.backends.cpu.get_cpu_capability().startswith("AVX")
     and shutil.which(os.environ.get("CC", "cc")) is not None
     and os.environ.get("MOECAST_C_KERNELS") != "0"
 )
 pytestmark = pytest.mark.skipif(
-    not wanted, reason="the kernels in C want Linux, AVX2 and a C compiler"
+    not expected_here, reason="the kernels in C want Linux, AVX2 and a C compiler"
 )
 
-Problem = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
-
-def problem(
+def for_kernels(
     tokens: int,
     experts: int,
     top_k: int,
@@ -39,20 +38,13 @@ def problem(
     busy: int | None = None,
     seed: int = 0,
 ) -> Problem:
-    """Experts of so many features, hidden units and outputs, of which ``busy`` are chosen."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    features, hidden, outputs = sizes
-    order = torch.rand(tokens, busy or experts, generator=generator).argsort(dim=-1)
-    return (
-        normal(tokens, features),
-        normal(tokens, top_k).softmax(dim=-1),
-        order[:, :top_k],
-        normal(experts, 2 * hidden, features).mT / features**0.5,
-        normal(experts, outputs, hidden).mT / hidden**0.5,
+    """In single precision, with weights by output."""
+    return problem(
+        *(tokens, experts, top_k, *sizes),
+        busy=busy,
+        by_output=True,
+        seed=seed,
+        dtype=torch.float32,
     )
 
 
@@ -87,7 +79,7 @@ def test_outputs_and_gradients_are_those_of_products(
     tokens: int, experts: tuple[int, int, int], sizes: tuple[int, int, int], seed: int
 ) -> None:
     number, top_k, busy = experts
-    given_ = problem(tokens, number, top_k, sizes, busy, seed)
+    given_ = for_kernels(tokens, number, top_k, sizes, busy, seed)
     expected = exact(given_)
     np.testing.assert_allclose(BACKEND.gated_ffn(*given_), expected, rtol=1e-5, atol=1e-5)
 
@@ -111,7 +103,7 @@ def test_experts_of_few_and_of_many_rows_in_one_layer(calls: list[int], learning
     # Up to 64 rows for the kernels, 65 and more for products of columns, 160 for those of rows.
     counts = torch.tensor([5, 90, 60, 0, 160, 64, 65, 1, 30])
     tokens = int(counts.sum())
-    x, weights, _, *stacks = problem(tokens, len(counts), 1)
+    x, weights, _, *stacks = for_kernels(tokens, len(counts), 1)
     ids = torch.arange(len(counts)).repeat_interleave(counts)
     ids = ids[torch.randperm(tokens, generator=torch.Generator().manual_seed(0))].unsqueeze(1)
 
@@ -130,11 +122,11 @@ def test_experts_of_few_and_of_many_rows_in_one_layer(calls: list[int], learning
 
 @pytest.mark.parametrize("tokens", [1, 2, 40])
 def test_which_experts_are_for_the_kernels(calls: list[int], tokens: int) -> None:
-    BACKEND.gated_ffn(*problem(tokens, 8, 2))
+    BACKEND.gated_ffn(*for_kernels(tokens, 8, 2))
     assert calls == [2 * tokens]
     calls.clear()
-    x, weights, ids, expand, contract = problem(tokens, 8, 2)
-    BACKEND.gated_ffn(*problem(tokens, 8, 2, (48, 40, 32)))
+    x, weights, ids, expand, contract = for_kernels(tokens, 8, 2)
+    BACKEND.gated_ffn(*for_kernels(tokens, 8, 2, (48, 40, 32)))
     BACKEND.gated_ffn(x, weights, ids, expand.contiguous(), contract)
     BACKEND.gated_ffn(
         *(t.bfloat16() if t.is_floating_point() else t for t in (x, weights, ids, expand, contract))
@@ -144,7 +136,7 @@ def test_which_experts_are_for_the_kernels(calls: list[int], tokens: int) -> Non
 
 @pytest.mark.parametrize("tokens", [1, 7, 90])
 def test_threads_change_nothing(tokens: int) -> None:
-    given_ = problem(tokens, 5, 2, (96, 176, 80))
+    given_ = for_kernels(tokens, 5, 2, (96, 176, 80))
     before = torch.get_num_threads()
     found = []
     try:
@@ -157,8 +149,8 @@ def test_threads_change_nothing(tokens: int) -> None:
         torch.testing.assert_close(outputs, found[0], rtol=0, atol=0)
 
 
-def test_what_a_token_becomes_does_not_depend_on_the_others() -> None:
-    x, weights, ids, *stacks = problem(64, 6, 2)
+def test_what_the_kernels_make_of_a_token_does_not_depend_on_the_others() -> None:
+    x, weights, ids, *stacks = for_kernels(64, 6, 2)
     together = BACKEND.gated_ffn(x, weights, ids, *stacks)
     for number in (5, 23):
         alone = BACKEND.gated_ffn(x[:number], weights[:number], ids[:number], *stacks)
@@ -167,13 +159,13 @@ def test_what_a_token_becomes_does_not_depend_on_the_others() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), 1e15, -1e15])
 def test_an_extreme_token_is_its_own_alone(value: float) -> None:
-    x, weights, ids, *stacks = problem(12, 3, 2)
+    x, weights, ids, *stacks = for_kernels(12, 3, 2)
     expected = BACKEND.gated_ffn(x, weights, ids, *stacks)
     x[5, 7] = value
     found = BACKEND.gated_ffn(x, weights, ids, *stacks)
     others = torch.arange(12) != 5
     torch.testing.assert_close(found[others], expected[others], rtol=0, atol=0)
-    np.testing.assert_allclose(found[5], exact((x, weights, ids, *stacks))[5], rtol=1e-4)
+    np.testing.assert_allclose(found[5], exact(Problem(x, weights, ids, *stacks))[5], rtol=1e-4)
 
 
 @pytest.mark.parametrize("gate", [-90.0, -1e4, -3e38, 88.0, 1e38, 0.0])
@@ -190,10 +182,10 @@ def test_gates_far_from_zero(gate: float) -> None:
 
 @pytest.mark.parametrize("tokens", [2, 30])
 def test_what_does_not_fit_is_torchs_error(tokens: int) -> None:
-    x, weights, ids, expand, contract = problem(tokens, 4, 2)
+    x, weights, ids, expand, contract = for_kernels(tokens, 4, 2)
     for wrong in (
         (x[:, :32].contiguous(), weights, ids, expand, contract),
-        (x, weights, ids, expand, problem(1, 4, 2, (48, 96, 32))[4]),
+        (x, weights, ids, expand, for_kernels(1, 4, 2, (48, 96, 32))[4]),
         (x, weights, ids + 4, expand, contract),
         (x[: tokens // 2], weights, ids, expand, contract),
         (x, weights, ids, expand[:2], contract[:2]),
